@@ -1,0 +1,54 @@
+# make demo     from a fresh checkout to a sourced answer
+# make test     everything: lint, unit tests, the real server and weights
+# make check    lint and unit tests only, in under two minutes
+# make lab      JupyterLab with the kit in its kernel
+# make bench    the figures of the README
+# make lock     pin the newest versions that fit (needs network)
+# make clean    remove the environment; weights and index stay in KIT_HOME
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+UV_VERSION := 0.13.8
+QUESTION ?= What did the board expect the repair of Tarrin Maid to cost in March 2024, and what did it cost in the end?
+
+.PHONY: demo test check lab bench lock clean
+
+demo: $(VENV)/ready
+	$(BIN)/kit setup
+	$(BIN)/kit ingest data/collection
+	$(BIN)/kit ask "$(QUESTION)"
+
+test: $(VENV)/ready check
+	$(BIN)/kit setup --profile ci
+	KIT_PROFILE=ci $(BIN)/pytest -q -m ollama
+
+check: $(VENV)/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pytest -q -m "not ollama"
+
+lab: $(VENV)/ready
+	$(BIN)/python -m ipykernel install --prefix $(VENV) --name agentic-rag-kit --display-name "Agentic RAG kit"
+	$(BIN)/jupyter lab --ServerApp.root_dir=notebooks
+
+bench: $(VENV)/ready
+	$(BIN)/kit setup
+	$(BIN)/python benchmarks/first_answer.py
+
+lock: $(VENV)/ready
+	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 \
+		--generate-hashes --no-emit-index-url --no-header --no-annotate --upgrade -q -o requirements.lock
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache dist
+
+# uv installs in half a minute what pip installs in several; it is told of the index that pip is configured with.
+$(VENV)/ready: requirements.lock pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(None if (3, 11) <= sys.version_info < (3, 14) else "make: Python 3.11 to 3.13 is needed, this is " + sys.version.split()[0] + "; name another with make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+	index=$${PIP_INDEX_URL:-$$($(BIN)/python -m pip config get global.index-url 2>/dev/null)}; \
+	$${index:+env UV_DEFAULT_INDEX=$$index} $(BIN)/uv pip install --python $(BIN)/python --require-hashes -r requirements.lock && \
+	$(BIN)/uv pip install --python $(BIN)/python --no-deps --no-build-isolation --offline --editable .
+	touch $@

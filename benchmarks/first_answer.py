@@ -1,0 +1,174 @@
+"""How fast the first answer comes, and whether every answer of the demo's questions comes cleanly.
+
+    python benchmarks/first_answer.py                     every question of data/, agentic, one warm process
+    python benchmarks/first_answer.py --from-nothing      `make demo` twice and `make test`, on a clean clone
+
+Prints one JSON object. Rows are appended to benchmarks/results/ as they are made, so a stopped run
+goes on where it was; --fresh starts again.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import tomllib
+from importlib.metadata import version
+from pathlib import Path
+
+import psutil
+from tqdm import tqdm
+
+from kit import engine
+from kit.agent import Assistant
+from kit.config import MODELFILES, KitError, load_profile
+from kit.index import Embedder, Index
+from kit.llm import chat_model
+from kit.retriever import Retriever
+
+ROOT = Path(__file__).parent.parent
+RESULTS = Path(__file__).parent / "results"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--from-nothing", action="store_true", help="time `make demo` and `make test` instead")
+    parser.add_argument("--limit", type=int, help="only the first N questions")
+    parser.add_argument("--fresh", action="store_true", help="forget the rows of an earlier run")
+    args = parser.parse_args()
+    figures = from_nothing() if args.from_nothing else questions(args.limit, args.fresh)
+    print(json.dumps({"machine": machine(), **figures}, indent=2, ensure_ascii=False))
+
+
+def machine() -> dict:
+    """What the figures were measured on."""
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    cpu = next((ln.split(":")[1].strip() for ln in lines if ln.startswith("model name")), "")
+    weights = tomllib.loads((MODELFILES / "sources.toml").read_text())["weights"]
+    return {
+        "cpu": cpu or platform.processor(),
+        "cores": os.cpu_count(),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30),
+        "python": platform.python_version(),
+        "versions": {p: version(p) for p in ("smolagents", "chromadb", "sentence-transformers")},
+        "weights_sha256": {name: row["sha256"] for name, row in weights.items() if "sha256" in row},
+        "commit": commit.stdout.strip(),
+    }
+
+
+def questions(limit: int | None, fresh: bool) -> dict:
+    """Every question of the collection in agentic mode, in one warm process."""
+    asked = [json.loads(line) for line in (ROOT / "data/questions.jsonl").open(encoding="utf-8")][:limit]
+    path = RESULTS / "first_answer.jsonl"
+    path.parent.mkdir(exist_ok=True)
+    if fresh:
+        path.unlink(missing_ok=True)
+    rows = [json.loads(line) for line in path.open(encoding="utf-8")] if path.exists() else []
+    profile = load_profile()
+    with engine.running(profile) as server, path.open("a", encoding="utf-8") as out:
+        primary, reasoner = (chat_model(profile, role, server.url) for role in ("primary", "reasoner"))
+        retriever = Retriever(Index.open(profile.index, Embedder(profile.embedding_path)))
+        assistant = Assistant(profile, primary, reasoner, retriever)
+        replies = _record(primary, reasoner)
+        primary.complete([{"role": "user", "content": "Hello"}])  # warm: loads the model, and the embeddings
+        retriever.search("warm", 1)
+        for question in tqdm(asked, disable=None, unit="question"):
+            if question["id"] not in {row["id"] for row in rows}:
+                rows.append(_row(assistant, question, replies))
+                out.write(json.dumps(rows[-1], ensure_ascii=False) + "\n")
+                out.flush()
+    return _summary(rows, profile)
+
+
+def _record(*models) -> list:
+    """Keep every reply of `models`, so that load times and budgets are known for each call."""
+    replies: list = []
+    for model in models:
+
+        def complete(*args, original=model.complete, default=model.max_tokens, **kwargs):
+            reply = original(*args, **kwargs)
+            replies.append((reply, kwargs.get("max_tokens") or default))
+            return reply
+
+        model.complete = complete
+    return replies
+
+
+def _row(assistant: Assistant, question: dict, replies: list) -> dict:
+    replies.clear()
+    row = {"id": question["id"], "type": question["type"], "gold": question["answer"], "error": ""}
+    try:
+        answer = assistant.ask(question["question"])
+    except KitError as error:
+        return row | {"error": str(error)}
+    errors = [str(e) for step in assistant.agent.memory.steps if (e := getattr(step, "error", None))]
+    said = answer.answer.strip().rstrip(".").casefold()
+    gold = {g.strip().rstrip(".").casefold() for g in [question["answer"], *question.get("aliases", [])]}
+    return row | {
+        "answer": answer.answer,
+        "state": answer.state,
+        "right": (said in gold) if question["answerable"] else not answer.answered,
+        "agent_errors": [e for e in errors if "max steps" not in e],
+        "over_budget": sum(reply.usage.output_tokens > budget for reply, budget in replies),
+        "load_seconds": max(reply.usage.load_seconds for reply, _ in replies),
+        "seconds": answer.seconds,
+        "overhead": answer.seconds
+        - sum(answer.usage[part] for part in ("engine_seconds", "search_seconds", "load_seconds")),
+        **answer.usage,
+    }
+
+
+def _summary(rows: list[dict], profile) -> dict:
+    done = [row for row in rows if not row["error"]]
+    if not done:
+        return {"questions": len(rows), "unhandled": [row["error"] for row in rows]}
+    seconds = sorted(row["seconds"] for row in done)
+    return {
+        "profile": profile.name,
+        "stand_in_reasoner": profile.stand_in,
+        "questions": len(rows),
+        "unhandled": [row["error"] for row in rows if row["error"]],
+        "unparsed_tool_calls": sum(len(row["agent_errors"]) for row in done),
+        "calls_over_budget": sum(row["over_budget"] for row in done),
+        "longest_load_seconds": max(row["load_seconds"] for row in done),
+        "overhead_share_median": round(statistics.median(row["overhead"] / row["seconds"] for row in done), 4),
+        "seconds_p50": statistics.median(seconds),
+        "seconds_p90": seconds[int(0.9 * (len(seconds) - 1))],
+        "prompt_tokens_p50": statistics.median(row["prompt_tokens"] for row in done),
+        "output_tokens_p50": statistics.median(row["output_tokens"] for row in done),
+        "right": {
+            kind: f"{sum(r['right'] for r in done if r['type'] == kind)}/{sum(r['type'] == kind for r in done)}"
+            for kind in sorted({row["type"] for row in done})
+        },
+    }
+
+
+def from_nothing() -> dict:
+    """`make demo` on a clean clone with an empty home and no cache, then again; then `make test` twice."""
+    figures = {}
+    with tempfile.TemporaryDirectory() as folder:
+        clone, home = Path(folder) / "clone", Path(folder) / "home"
+        subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
+        home.mkdir()
+        keep = {
+            k: v for k, v in os.environ.items() if not k.startswith(("KIT_", "XDG_", "UV_", "VIRTUAL_ENV", "OLLAMA"))
+        }
+        environment = {**keep, "HOME": str(home)}
+        for name, command in (
+            ("demo_from_nothing", "demo"),
+            ("demo_again", "demo"),
+            ("test_after_demo", "test"),
+        ):
+            started = time.perf_counter()
+            run = subprocess.run(["make", command], cwd=clone, env=environment, stdout=sys.stderr)
+            figures[name] = {"seconds": round(time.perf_counter() - started, 1), "status": run.returncode}
+    return figures
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,265 @@
+"""The primary agent and its one tool: the fast model talks, the slow one reads.
+
+The primary model decides whether a message needs the documents. If it does, it calls
+`rag_with_reasoner`. A sufficient verdict ends the run with the reasoner's own words, so there is no
+further call that could change them. An insufficient one returns a better query, with which the
+primary model tries again. When no try finds the answer, the agent says so, whatever the primary
+model would rather say.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+
+import smolagents
+from smolagents import AgentError, LogLevel, PromptTemplates, Tool, ToolCallingAgent
+from smolagents.agents import EMPTY_PROMPT_TEMPLATES, ToolOutput
+from smolagents.models import ChatMessage, MessageRole
+
+from kit.config import KitError, Profile
+from kit.llm import ChatModel, Usage
+from kit.reasoner import NOT_FOUND, Citation, Reasoner, Verdict, plain_answer
+from kit.retriever import Hit, Retriever
+
+MODES = ("closed", "rag", "reasoner", "agentic")
+LONGEST_QUESTION = 4000  # characters
+OnEvent = Callable[[str, dict], None]  # called with the kind of event and its details
+
+# smolagents' own system prompt is about 1,900 tokens; this one stays far below 400.
+SYSTEM = """\
+You are the front desk of a document collection. You do not know what the documents say; \
+only the tool rag_with_reasoner does. Reply with one tool call as JSON.
+
+Tools:
+- rag_with_reasoner, input {"question": ...}: searches the documents and answers. Use it for every question \
+about facts, people, numbers, dates, rules, or the world, also if you believe you know the answer. \
+The question must be complete in itself: put in the names that "it" or "she" stand for. Otherwise keep the user's words.
+- final_answer, input {"answer": ...}: replies to the user. Use it only for greetings, thanks, small talk, \
+and questions about this conversation itself.
+
+If rag_with_reasoner says that the answer was not found and names a better query, call it again with that query."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a question brought. `sources` and `steps` are plain dicts, as `kit ask --json` prints them."""
+
+    answer: str
+    answered: bool
+    sources: list[dict]
+    steps: list[dict]
+    state: str  # answered · not_found · conversation · max_steps
+    usage: dict
+    seconds: float
+
+
+class RagTool(Tool):
+    """The tool `rag_with_reasoner`, over the retriever and the reasoner that it is given.
+
+    Within one run it remembers which passages were read, so that none is read twice, and the quotes
+    found so far (`notes`), which go to the reasoner beside the new passages.
+    """
+
+    name = "rag_with_reasoner"
+    description = "Searches the documents and answers a question from them."
+    inputs = {"question": {"type": "string", "description": "a complete question, or search words"}}  # noqa: RUF012
+    output_type = "string"
+
+    def __init__(self, retriever: Retriever, reasoner: Reasoner, k: int, on_event: OnEvent | None = None):
+        super().__init__()
+        self.retriever, self.reasoner, self.k = retriever, reasoner, k
+        self.on_event = on_event or (lambda kind, details: None)
+        self.begin()
+
+    def begin(self, question: str = "") -> None:
+        """Start a run. `question` is what the reasoner answers; if empty, the first call's own words."""
+        self.question = question
+        self.verdict: Verdict | None = None
+        self.notes: tuple[Citation, ...] = ()
+        self.steps: list[dict] = []
+        self._read: set[str] = set()
+
+    def forward(self, question: str) -> str:
+        """Search with `question`, let the reasoner read what is new, and say what it found."""
+        self.question = self.question or question
+        self.on_event("search", {"query": question})
+        started = time.perf_counter()
+        hits = [h for h in self.retriever.search(question, self.k) if h.id not in self._read]
+        self._read.update(h.id for h in hits)
+        self.on_event("read", {"hits": hits})
+        if hits:
+            self.verdict = self.reasoner.judge(self.question, hits, self.notes)
+            self.notes += self.verdict.citations
+        else:
+            self.verdict = Verdict("", False, "", "Every passage that this search finds was read before.")
+        self.steps.append(_step(question, hits, self.verdict, time.perf_counter() - started))
+        self.on_event("verdict", self.steps[-1])
+        if self.verdict.sufficient:
+            return self.verdict.answer
+        hint = f" A better query: {self.verdict.better_query}" if self.verdict.better_query else ""
+        return f"Not found in the passages read.{hint}"
+
+
+class RagAgent(ToolCallingAgent):
+    """A `ToolCallingAgent` whose answer rests on what the tool returned, never on the model's memory."""
+
+    def __init__(self, tool: RagTool, model: ChatModel, max_steps: int):
+        super().__init__(
+            tools=[tool, ConversationTool()],
+            model=model,
+            prompt_templates=PromptTemplates(**{**EMPTY_PROMPT_TEMPLATES, "system_prompt": SYSTEM}),
+            max_steps=max_steps,
+            max_tool_threads=1,
+            verbosity_level=LogLevel.OFF,
+            return_full_result=True,
+        )
+        self.tool = tool
+
+    def process_tool_calls(self, chat_message, memory_step) -> Iterator:
+        """A sufficient verdict is the final answer; without one, `final_answer` cannot invent it."""
+        for output in super().process_tool_calls(chat_message, memory_step):
+            if isinstance(output, ToolOutput) and self.tool.verdict:
+                if self.tool.verdict.sufficient:
+                    output = replace(output, is_final_answer=True)
+                elif output.is_final_answer:
+                    output = replace(output, output=NOT_FOUND)
+            yield output
+
+    def execute_tool_call(self, tool_name: str, arguments):
+        """As in smolagents, but a fault of the engine ends the run: the model cannot mend it."""
+        try:
+            return super().execute_tool_call(tool_name, arguments)
+        except AgentError as error:
+            raise (error.__cause__ if isinstance(error.__cause__, KitError) else error) from None
+
+    def provide_final_answer(self, task: str) -> ChatMessage:
+        """After the last step: no further model call, which would answer from memory."""
+        return ChatMessage(
+            role=MessageRole.ASSISTANT,
+            content=NOT_FOUND,
+            token_usage=smolagents.TokenUsage(0, 0),
+        )
+
+
+class ConversationTool(Tool):
+    """`final_answer`, which with us only serves talk that needs no document."""
+
+    name = "final_answer"
+    description = "Replies to greetings, thanks, and questions about the conversation."
+    inputs = {"answer": {"type": "string", "description": "the reply"}}  # noqa: RUF012
+    output_type = "string"
+
+    def forward(self, answer: str) -> str:
+        """The reply itself."""
+        return answer
+
+
+class Assistant:
+    """The four ways to answer, over one retriever and two models.
+
+    `closed` asks the primary model alone; `rag` gives it the first k passages; `reasoner` gives them
+    to the reasoner; `agentic` lets the primary model call the reasoner as a tool and try again.
+    `on_event` is called as things happen, `cancel` stops a running answer from another thread.
+    """
+
+    def __init__(
+        self, profile: Profile, primary: ChatModel, reasoner_model: ChatModel, retriever: Retriever, on_event=None
+    ):
+        self.profile, self.primary, self.retriever = profile, primary, retriever
+        self.reasoner = Reasoner(reasoner_model, profile.thinking_tokens, profile.answer_tokens)
+        self.tool = RagTool(retriever, self.reasoner, profile.k, on_event)
+        self.agent = RagAgent(self.tool, primary, profile.max_steps)
+
+    def ask(
+        self, question: str, mode: str = "agentic", k: int = 0, max_steps: int = 0, follow_up: bool = False
+    ) -> Answer:
+        """Answer `question`; `follow_up` keeps the conversation so far (agentic mode only).
+
+        Raises `KitError` for an empty or overlong question and an unknown mode, and what the models
+        and the retriever raise.
+        """
+        question = question.strip()
+        if not question:
+            raise KitError('The question is empty; write one, for example `kit ask "Who signed the lease?"`.')
+        if len(question) > LONGEST_QUESTION:
+            raise KitError(
+                f"The question has {len(question)} characters; ask one of at most {LONGEST_QUESTION}, "
+                "and put long text into a file for `kit ingest`."
+            )
+        if mode not in MODES:
+            raise KitError(f"There is no mode {mode!r}; choose one of {', '.join(MODES)}.")
+        started, used, searched = time.perf_counter(), self._used(), self.retriever.seconds
+        self.tool.k = k or self.profile.k
+        self.tool.begin(question)
+        fields = getattr(self, f"_{mode}")(question, max_steps, follow_up)
+        usage = self._used() - used
+        return Answer(
+            **fields,
+            usage={
+                "calls": usage.calls,
+                "prompt_tokens": usage.prompt_tokens,
+                "output_tokens": usage.output_tokens,
+                "load_seconds": round(usage.load_seconds, 3),
+                "engine_seconds": round(usage.engine_seconds, 3),
+                "search_seconds": round(self.retriever.seconds - searched, 3),
+            },
+            seconds=round(time.perf_counter() - started, 3),
+        )
+
+    def cancel(self) -> None:
+        """Stop the running answer: no further step, and the engine stops writing."""
+        self.agent.interrupt()
+        self.primary.cancel()
+        self.reasoner.model.cancel()
+
+    def clear(self) -> None:
+        """Forget the conversation."""
+        self.agent.memory.reset()
+
+    def _used(self) -> Usage:
+        return self.primary.usage + self.reasoner.model.usage
+
+    def _closed(self, question: str, *_) -> dict:
+        ask = (
+            f"{question}\n\nAnswer with the answer alone, as short as possible. If you do not know, say: I do not know."
+        )
+        answer = self.primary.complete([{"role": "user", "content": ask}]).text.strip()
+        return _outcome(answer, answered="do not know" not in answer.lower())
+
+    def _rag(self, question: str, *_) -> dict:
+        hits = self.retriever.search(question, self.tool.k)
+        answer = plain_answer(self.primary, question, hits, self.profile.answer_tokens)
+        sources = [{"source": h.source, "page": h.page, "quote": ""} for h in hits]
+        return _outcome(answer or NOT_FOUND, bool(answer), sources if answer else [], [_step(question, hits)])
+
+    def _reasoner(self, question: str, *_) -> dict:
+        self.tool.forward(question)
+        return self._from_tool("not_found")
+
+    def _agentic(self, question: str, max_steps: int, follow_up: bool) -> dict:
+        if follow_up and self.agent.memory.steps:
+            self.tool.begin()  # the agent's own wording, which stands alone
+        try:
+            result = self.agent.run(question, reset=not follow_up, max_steps=max_steps or self.profile.max_steps)
+        except AgentError as error:
+            raise (error.__cause__ if isinstance(error.__cause__, KitError) else error) from None
+        if self.tool.verdict is None:
+            return _outcome(str(result.output), state="conversation")
+        return self._from_tool("max_steps" if result.state == "max_steps_error" else "not_found")
+
+    def _from_tool(self, otherwise: str) -> dict:
+        verdict = self.tool.verdict
+        if not verdict.sufficient:
+            return _outcome(NOT_FOUND, False, steps=self.tool.steps, state=otherwise)
+        cited = [{"source": c.source, "page": c.page, "quote": c.quote} for c in self.tool.notes]
+        return _outcome(verdict.answer, True, cited, self.tool.steps)
+
+
+def _outcome(answer: str, answered: bool = True, sources=(), steps=(), state: str = "") -> dict:
+    state = state or ("answered" if answered else "not_found")
+    return {"answer": answer, "answered": answered, "sources": list(sources), "steps": list(steps), "state": state}
+
+
+def _step(query: str, hits: list[Hit], verdict: Verdict | None = None, seconds: float = 0.0) -> dict:
+    read = [{"id": h.id, "source": h.source, "page": h.page, "score": round(h.score, 4)} for h in hits]
+    return {"query": query, "read": read, "verdict": verdict and asdict(verdict), "seconds": round(seconds, 3)}

@@ -1,0 +1,253 @@
+"""The command line: it wires the modules together and holds no logic of its own.
+
+Results go to standard output, progress and logs to standard error. Exit status: 0 done, 1 the work
+failed, 2 wrong use.
+"""
+
+import argparse
+import contextlib
+import json
+import logging
+import sys
+import warnings
+from dataclasses import asdict
+from pathlib import Path
+
+from kit import __version__
+from kit.config import KitError, load_profile, remember_profile
+
+EXAMPLES = """\
+a first session:
+  kit setup                              install the engine and the models (once, some minutes)
+  kit ingest data/collection             read, split, embed and index a folder of documents
+  kit search "notice period"             look at what retrieval alone finds
+  kit ask "Who signed the lease?"        let the agent answer, with sources
+  kit chat                               the same as a conversation
+
+`kit COMMAND --help` explains one command. Every command takes --json, --profile and --debug.
+"""
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run one command and exit with its status."""
+    args = _parser().parse_args(argv)
+    logging.basicConfig(level=logging.DEBUG if args.debug else logging.ERROR, stream=sys.stderr)
+    if not args.debug:
+        warnings.simplefilter("ignore")
+    try:
+        status = args.run(args, _profile(args))
+    except KitError as error:
+        if args.debug:
+            raise
+        print(f"kit: {error}", file=sys.stderr)
+        status = 1
+    except KeyboardInterrupt:
+        print("kit: stopped.", file=sys.stderr)
+        status = 130
+    except BrokenPipeError:  # the reader of our output has had enough, as in `kit search … | head -1`
+        sys.stderr.close()
+        status = 0
+    sys.exit(status)
+
+
+def _profile(args):
+    try:
+        return load_profile(args.profile)
+    except KitError as error:
+        print(f"kit: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _setup(args, profile) -> int:
+    from kit import models
+
+    _say(f"Profile {profile.name}: {profile.why}.")
+    result = models.setup(profile)
+    remember_profile(profile, args.profile)
+    _print(args, result, _setup_text)
+    return 0
+
+
+def _doctor(args, profile) -> int:
+    from kit import doctor
+
+    checks = doctor.check(profile)
+    ok = all(check["ok"] for check in checks)
+    _print(args, {"ok": ok, "checks": checks}, _doctor_text)
+    return 0 if ok else 1
+
+
+def _ingest(args, profile) -> int:
+    from kit.index import Embedder, Index
+
+    size = args.chunk_size if args.chunk_size is not None else profile.chunk_size
+    overlap = args.chunk_overlap if args.chunk_overlap is not None else profile.chunk_overlap
+    with Index.create(_folder(args, profile), Embedder(profile.embedding_path), size, overlap) as index:
+        result = index.ingest(args.paths)
+    _print(args, result, _ingest_text)
+    return 0
+
+
+def _search(args, profile) -> int:
+    hits = _retriever(args, profile).search(args.query, args.k or profile.k)
+    _print(args, {"hits": [asdict(hit) for hit in hits]}, _search_text)
+    return 0
+
+
+def _ask(args, profile) -> int:
+    from kit import chat
+
+    with _assistant(args, profile) as assistant:
+        answer = assistant.ask(args.question, args.mode, args.k or 0, args.max_steps or 0)
+    _print(args, asdict(answer), lambda _: chat.format_answer(answer))
+    return 0
+
+
+def _chat(args, profile) -> int:
+    from kit import chat
+
+    with _assistant(args, profile) as assistant:
+        chat.terminal(assistant)
+    return 0
+
+
+@contextlib.contextmanager
+def _assistant(args, profile):
+    """An assistant over the index, with the engine running as long as it is used."""
+    from kit import engine, models
+    from kit.agent import Assistant
+    from kit.llm import chat_model
+
+    retriever = _retriever(args, profile) if getattr(args, "mode", "") != "closed" else None
+    with contextlib.ExitStack() as stack:
+        url = stack.enter_context(engine.running(profile)).url if profile.provider == "ollama" else ""
+        for line in models.describe(profile, url):
+            _say(line)
+        yield Assistant(
+            profile, chat_model(profile, "primary", url), chat_model(profile, "reasoner", url), retriever, _event
+        )
+
+
+def _retriever(args, profile):
+    from kit.index import Embedder, Index
+    from kit.retriever import Retriever
+
+    return Retriever(Index.open(_folder(args, profile), Embedder(profile.embedding_path)))
+
+
+def _folder(args, profile) -> Path:
+    return Path(args.index).expanduser() if args.index else profile.index
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+def _event(kind: str, details: dict) -> None:
+    """Progress of an answer, for somebody who watches."""
+    if not sys.stderr.isatty():
+        return
+    if kind == "search":
+        _say(f"… searching: {details['query']}")
+    elif kind == "read":
+        places = ", ".join(dict.fromkeys(hit.source for hit in details["hits"]))
+        _say(f"… reading {len(details['hits'])} passages of {places or 'nothing new'}")
+    elif kind == "verdict":
+        verdict = details["verdict"]
+        _say("… found" if verdict["sufficient"] else f"… not found; better query: {verdict['better_query']}")
+
+
+def _print(args, result: dict, text) -> None:
+    print(json.dumps(result, ensure_ascii=False) if args.json else text(result))
+
+
+def _setup_text(result: dict) -> str:
+    engine = result["engine"]
+    lines = [f"profile  {result['profile']} ({result['why']})"]
+    if engine:
+        lines.append(f"engine   Ollama {engine['version']}, {engine['source']}: {engine['path']}")
+    lines += [f"{m['role']:<8} {m['name']}, window {m['num_ctx']}, {m['source']}" for m in result["models"]]
+    return "\n".join([*lines, f"Ready after {result['seconds']:.0f} s."])
+
+
+def _doctor_text(result: dict) -> str:
+    lines = []
+    for check in result["checks"]:
+        lines.append(f"{'OK  ' if check['ok'] else 'FAIL'} {check['name']}: {check['detail']}")
+        if not check["ok"]:
+            lines.append(f"     → {check['remedy']}")
+    return "\n".join(lines)
+
+
+def _ingest_text(result: dict) -> str:
+    lines = [
+        f"{result['files']} files, {result['pages']} pages, {result['chunks']} chunks in the index after "
+        f"{result['seconds']:.1f} s ({result['added']} added, {result['unchanged']} unchanged, "
+        f"{result['removed']} removed, {len(result['failed'])} failed)"
+    ]
+    return "\n".join(lines + [f"failed: {f['file']}: {f['error']}" for f in result["failed"]])
+
+
+def _search_text(result: dict) -> str:
+    from kit.chat import place
+
+    return "\n\n".join(
+        f"{n}. {place(hit)} (similarity {hit['score']:.3f})\n{hit['text']}" for n, hit in enumerate(result["hits"], 1)
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="kit",
+        description="Agentic RAG on local models: a fast primary model, and a reasoning model as its tool.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"kit {__version__}")
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--json", action="store_true", help="print one JSON object")
+    common.add_argument("--profile", metavar="P", help="ci, laptop, gpu, gpu-large, or a .toml file of your own")
+    common.add_argument("--debug", action="store_true", help="show tracebacks and logs")
+    place = argparse.ArgumentParser(add_help=False)
+    place.add_argument("--index", metavar="DIR", help="folder of the index (default: the demo's, under KIT_HOME)")
+    reading = argparse.ArgumentParser(add_help=False)
+    reading.add_argument("--k", type=_positive, metavar="N", help="passages a search returns (default: the profile's)")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, run, summary: str, *parents, **details):
+        sub = commands.add_parser(name, help=summary, description=summary, parents=[common, *parents], **details)
+        sub.set_defaults(run=run)
+        return sub
+
+    command("setup", _setup, "Install the engine, fetch the weights, make the models. Safe to repeat.")
+    command("doctor", _doctor, "Check everything, and name the remedy for what is wrong.")
+    ingest = command(
+        "ingest", _ingest, "Index documents: .pdf .html .md .txt .jsonl; only what changed is read.", place
+    )
+    ingest.add_argument("paths", nargs="+", metavar="PATH", help="files or folders")
+    ingest.add_argument("--chunk-size", type=_positive, metavar="N", help="characters of a chunk")
+    ingest.add_argument("--chunk-overlap", type=int, metavar="N", help="characters that neighbours share")
+    command("search", _search, "Show the passages nearest to a query; no model is asked.", place, reading).add_argument(
+        "query", metavar="QUERY"
+    )
+    ask = command(
+        "ask",
+        _ask,
+        "Answer one question from the index, with sources, steps, tokens and seconds.",
+        place,
+        reading,
+        epilog="modes: closed, the primary model alone; rag, it reads the first k passages; reasoner, the reasoning "
+        "model reads them; agentic, the primary model calls the reasoner as a tool and tries again.",
+    )
+    ask.add_argument("question", metavar="QUESTION")
+    ask.add_argument("--mode", choices=("closed", "rag", "reasoner", "agentic"), default="agentic")
+    ask.add_argument("--max-steps", type=_positive, metavar="N", help="calls of the primary model, at most")
+    command("chat", _chat, "Talk with the agent in the terminal; type / for what else it knows.", place)
+    return parser
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not positive")
+    return value

@@ -1,0 +1,206 @@
+"""Embed chunks and keep them in Chroma; refuse an index that other settings built.
+
+How files get in is in `kit.ingest`. Not known here: more than one collection in a folder, and
+vectors that do not fit in memory, where Chroma keeps all of them while an index is open.
+"""
+
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kit.config import KitError
+from kit.ingest import MANIFEST, Ingest
+
+if TYPE_CHECKING:
+    import numpy as np
+
+COLLECTION = "chunks"
+
+
+class Embedder:
+    """A sentence-transformers model in a local folder, loaded at its first use and never from the network."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.name = self.path.name
+        self._model = None
+
+    @property
+    def dimension(self) -> int:
+        """Length of a vector; loads the model."""
+        return self._load().get_embedding_dimension()
+
+    def encode(self, texts: list[str], is_query: bool = False) -> "np.ndarray":
+        """Unit vectors, float32 of shape (len(texts), dimension), with the model's own prompt for queries.
+
+        Raises `KitError` where the folder holds no model, or a broken one.
+        """
+        model = self._load()
+        encode = model.encode_query if is_query else model.encode_document
+        return encode(texts, normalize_embeddings=True, show_progress_bar=False)
+
+    def _load(self):
+        if self._model is None:
+            if not (self.path / "modules.json").is_file():
+                raise KitError(f"There is no embedding model in {self.path}; run `kit setup`.")
+            from sentence_transformers import SentenceTransformer
+            from transformers.utils import logging
+
+            bars = logging.is_progress_bar_enabled()
+            logging.disable_progress_bar()
+            try:
+                self._model = SentenceTransformer(str(self.path), local_files_only=True)
+            except Exception as error:  # of any class, for it parses half a dozen kinds of file
+                raise KitError(f"The embedding model in {self.path} is broken ({error}); run `kit setup`.") from error
+            finally:
+                if bars:
+                    logging.enable_progress_bar()
+        return self._model
+
+
+class Index:
+    """Chunks, their vectors and where they come from, in one folder; made by `open` or `create`."""
+
+    def __init__(self, folder: Path, embedder: Embedder, settings: dict):
+        self.folder, self.embedder = folder, embedder
+        self._client, self._collection = _connect(folder, settings)
+        try:
+            self._check(settings)
+        except KitError:
+            self.close()
+            raise
+
+    @classmethod
+    def open(cls, folder: str | Path, embedder: Embedder) -> "Index":
+        """An index to search.
+
+        Raises `KitError` where there is none, where it is empty, where another model embedded it,
+        and while another process writes to it.
+        """
+        folder = Path(folder)
+        if not (folder / "chroma.sqlite3").is_file() or not (folder / MANIFEST).is_file():
+            raise KitError(_no_index(folder))
+        # Chroma read by one process while another writes it gives stale answers, or none.
+        with _guarded(folder, wait=5):
+            index = cls(folder, embedder, {"embedding": embedder.name})
+        if index.count() == 0:
+            index.close()
+            raise KitError(_no_index(folder))
+        return index
+
+    @classmethod
+    def create(cls, folder: str | Path, embedder: Embedder, chunk_size: int, chunk_overlap: int) -> "Index":
+        """An index to write to, new or with what it holds; `chunk_size` and `chunk_overlap` are in characters.
+
+        Raises `KitError` where other settings built it, and while another process writes to it.
+        """
+        if not 0 <= chunk_overlap < chunk_size:
+            raise KitError(
+                f"Chunks of {chunk_size} characters cannot overlap by {chunk_overlap}; "
+                "give a size above 0 and an overlap below it."
+            )
+        settings = {"embedding": embedder.name, "chunk_size": chunk_size, "chunk_overlap": chunk_overlap}
+        with _guarded(Path(folder)):
+            return cls(Path(folder), embedder, settings)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    def close(self) -> None:
+        """Release the folder; the index cannot be used afterwards."""
+        self._client.close()
+
+    def count(self) -> int:
+        """Chunks in the index."""
+        return self._collection.count()
+
+    def search(self, query: str, k: int) -> list[tuple[str, str, int | None, float, str]]:
+        """The `k` nearest chunks as (id, source, page, score, text), best first; the score is the cosine similarity."""
+        found = self._collection.query(
+            query_embeddings=self.embed([query], is_query=True),
+            n_results=k,
+            include=["documents", "metadatas", "distances"],
+        )
+        columns = (found[name][0] for name in ("ids", "metadatas", "distances", "documents"))
+        rows = [
+            (i, m["source"], m.get("page"), min(1.0, 1.0 - d), text) for i, m, d, text in zip(*columns, strict=True)
+        ]
+        return sorted(rows, key=lambda row: (-row[3], row[0]))  # ties always in the same order
+
+    def ingest(self, paths: list[str | Path]) -> dict:
+        """Bring the index up to date with the files at and beneath `paths`.
+
+        Returns `{files, pages, chunks, added, unchanged, removed, failed: [{file, error}], seconds}`:
+        `files` that were found, the `pages` and `chunks` that these have in the index now, how many
+        were `added` (new or changed) or `unchanged`, and how many were `removed` because they are
+        gone from beneath `paths`. A file that cannot be read is in `failed`, stops no other, and
+        keeps what it had in the index; a bad line of a .jsonl file is in `failed` when the file is
+        read. Raises `KitError` for paths without any document, for a second writer, and for a full
+        disk; what was written stays, and the next run goes on from there.
+        """
+        started = time.monotonic()
+        with (
+            _guarded(self.folder),
+            Ingest(self.folder, self._collection, self._client.get_max_batch_size(), self.embed) as run,
+        ):
+            result = run(paths)
+        return {**result, "seconds": round(time.monotonic() - started, 3)}
+
+    def embed(self, texts: list[str], is_query: bool = False) -> "np.ndarray":
+        """Unit vectors, float32 of shape (len(texts), d). Raises `KitError` where d is not the index's own."""
+        vectors = self.embedder.encode(texts, is_query=is_query)
+        if "dimension" not in self._collection.metadata:
+            self._collection.modify(metadata={**self._collection.metadata, "dimension": vectors.shape[1]})
+        self._check({"dimension": vectors.shape[1]})
+        return vectors
+
+    def _check(self, settings: dict) -> None:
+        built = self._collection.metadata
+        other = [key for key, value in settings.items() if built.get(key) != value]
+        if other:
+            then, now = (", ".join(f"{key} {source.get(key)}" for key in other) for source in (built, settings))
+            raise KitError(
+                f"The index {self.folder} was built with {then}, not with {now}; "
+                "use another --index folder, or delete this one and ingest again."
+            )
+
+
+def _connect(folder: Path, settings: dict):
+    """Chroma's client and collection; `settings` become the metadata of a new collection, and only of a new one."""
+    import chromadb
+    from chromadb.config import Settings
+
+    client = chromadb.PersistentClient(str(folder), settings=Settings(anonymized_telemetry=False))
+    cosine = {"hnsw": {"space": "cosine"}}
+    return client, client.get_or_create_collection(
+        COLLECTION, embedding_function=None, configuration=cosine, metadata=settings
+    )
+
+
+def _no_index(folder: Path) -> str:
+    return f"There is no index in {folder}, or an empty one; run `kit ingest PATH --index {folder}`."
+
+
+@contextmanager
+def _guarded(folder: Path, wait: float = 1.0) -> Iterator[None]:
+    """The one writer's lock on a folder, and a `KitError` where the folder cannot be written."""
+    from chromadb.errors import ChromaError
+    from filelock import FileLock, Timeout
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / "writer.lock", timeout=wait):
+            yield
+    except Timeout as error:
+        raise KitError(f"Another process is writing to the index {folder}; wait until it is done.") from error
+    except (OSError, sqlite3.Error, ChromaError) as error:
+        raise KitError(
+            f"The index {folder} cannot be written ({error}); see that its disk has room, "
+            "then run the same command again, which goes on from there."
+        ) from error

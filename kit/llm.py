@@ -1,0 +1,433 @@
+"""Chat models with a budget, a wall-clock limit, and a guard on the context window.
+
+`OllamaModel` speaks Ollama's native `/api/chat`, because the OpenAI-compatible `/v1` can set neither
+the window nor what happens to a prompt that does not fit it. `OpenAIModel` speaks to every other
+server (vLLM, llama-server, Hugging Face inference). Both are a `smolagents.Model`, so an agent takes
+either, and both have `complete`, which the rest of the kit calls.
+
+What this module does not know: prompts. Each stands beside its one user.
+"""
+
+import ast
+import json
+import queue
+import re
+import uuid
+from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from dataclasses import dataclass, fields, replace
+
+import anyio
+import httpx
+import smolagents
+from anyio.from_thread import start_blocking_portal
+from pydantic_core import from_json
+from smolagents.models import ChatMessageStreamDelta, ChatMessageToolCallStreamDelta, get_tool_json_schema
+
+from kit.config import KitError, Profile
+
+HUGGING_FACE = "https://router.huggingface.co/v1"
+OnText = Callable[[str, str], None]  # called with ("thinking" or "text", the new piece)
+
+
+class ContextOverflow(KitError):
+    """The prompt does not fit the window; `prompt_tokens` and `window` are the two numbers."""
+
+    def __init__(self, prompt_tokens: int, window: int):
+        self.prompt_tokens, self.window = prompt_tokens, window
+        super().__init__(
+            f"The prompt has {prompt_tokens} tokens and the model's window is {window}; "
+            "ask with a smaller --k or shorter text, or use a profile with a larger num_ctx."
+        )
+
+
+class Cancelled(KitError):
+    """The call was cancelled from another thread."""
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What calls of a model cost: counts in tokens, times in seconds as the server reports them."""
+
+    calls: int = 0
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+    load_seconds: float = 0.0
+    prompt_seconds: float = 0.0
+    output_seconds: float = 0.0
+
+    def __add__(self, other: "Usage") -> "Usage":
+        return Usage(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(Usage)))
+
+    def __sub__(self, other: "Usage") -> "Usage":
+        return Usage(*(getattr(self, f.name) - getattr(other, f.name) for f in fields(Usage)))
+
+    @property
+    def engine_seconds(self) -> float:
+        """Prompt reading plus generation, without loading."""
+        return self.prompt_seconds + self.output_seconds
+
+
+@dataclass(frozen=True)
+class Reply:
+    """One answer of a model. `finish` is `stop`, or `length` where the budget or the window ended it."""
+
+    text: str
+    thinking: str
+    usage: Usage
+    finish: str
+
+
+class ChatModel(smolagents.Model):
+    """What both kinds of server share: budgets, cancellation, usage, and tool calls held to a schema.
+
+    `usage` adds up every call, and `max_tokens` and `seconds` are the limits of one call. A subclass
+    says in `_send` how a request is made.
+    """
+
+    def __init__(self, model_id: str, max_tokens: int, seconds: float):
+        super().__init__(model_id=model_id)
+        self.max_tokens, self.seconds = max_tokens, seconds
+        self.usage = Usage()
+        self.on_text: OnText | None = None
+        self._running: Future | None = None
+
+    def complete(
+        self,
+        messages: list[dict],
+        *,
+        schema: dict | None = None,
+        think: bool | None = None,
+        max_tokens: int | None = None,
+        stop: list[str] | None = None,
+    ) -> Reply:
+        """The model's reply to `messages` (dicts with `role` and `content`).
+
+        `schema` holds the text to a JSON schema. The grammar made from it writes properties in
+        alphabetical order, so name them in the order in which they should be thought of. Pieces go
+        to `on_text` as they arrive. Raises `ContextOverflow`, `Cancelled`, or a `KitError` when the
+        server fails or the time is over; nothing is retried here.
+        """
+        with start_blocking_portal() as portal:
+            self._running = portal.start_task_soon(
+                self._limited, messages, schema, think, max_tokens or self.max_tokens, stop
+            )
+            try:
+                reply = self._running.result()
+            except CancelledError:
+                raise Cancelled("The answer was stopped; ask again when you like.") from None
+            finally:  # an interrupt from the keyboard ends the generation too
+                self._running.cancel()
+                self._running = None
+        self.usage += reply.usage
+        return reply
+
+    def cancel(self) -> None:
+        """Stop the running call, from any thread: closing the connection ends the generation."""
+        if running := self._running:
+            running.cancel()
+
+    async def _limited(self, messages: list[dict], *request) -> Reply:
+        try:
+            with anyio.fail_after(self.seconds):
+                return await self._send(messages, *request)
+        except TimeoutError as error:
+            raise KitError(
+                f"{self.model_id} gave no full answer within {self.seconds:.0f} s; "
+                "run `kit doctor`, or raise call_seconds in a profile file."
+            ) from error
+
+    async def _send(self, messages, schema, think, max_tokens, stop) -> Reply:
+        raise NotImplementedError
+
+    def _emit(self, kind: str, piece: str) -> None:
+        if piece and self.on_text:
+            self.on_text(kind, piece)
+
+    # What smolagents calls.
+
+    def generate(self, messages, stop_sequences=None, response_format=None, tools_to_call_from=None, **kwargs):
+        """One step of a `smolagents` agent: its messages in, a `ChatMessage` out.
+
+        With tools on offer the reply is held to a schema made from them, so it always parses.
+        """
+        history = [native_message(m) for m in messages]
+        if tools_to_call_from:
+            reply = self.complete(history, schema=tool_call_schema(tools_to_call_from), **kwargs)
+            content, calls = None, [_tool_call(reply.text)]
+        else:
+            schema = (response_format or {}).get("json_schema", {}).get("schema")
+            reply = self.complete(history, schema=schema, stop=None if schema else stop_sequences, **kwargs)
+            content, calls = reply.text, None
+        return smolagents.ChatMessage(
+            role=smolagents.MessageRole.ASSISTANT,
+            content=content,
+            tool_calls=calls,
+            raw=reply,
+            token_usage=smolagents.TokenUsage(reply.usage.prompt_tokens, reply.usage.output_tokens),
+        )
+
+    def generate_stream(self, messages, **kwargs) -> Iterator[ChatMessageStreamDelta]:
+        """As `generate`, in pieces: the text while it is written, then the tool call and the usage."""
+        pieces: queue.SimpleQueue = queue.SimpleQueue()
+        outer, self.on_text = self.on_text, lambda kind, piece: pieces.put(piece if kind == "text" else "")
+        with ThreadPoolExecutor(1) as worker:
+            try:
+                future = worker.submit(self.generate, messages, **kwargs)
+                future.add_done_callback(lambda _: pieces.put(None))
+                while (piece := pieces.get()) is not None:
+                    if not kwargs.get("tools_to_call_from"):
+                        yield ChatMessageStreamDelta(content=piece)
+                message = future.result()
+            finally:  # whoever stops listening stops the generation
+                self.cancel()
+                self.on_text = outer
+        calls = [
+            ChatMessageToolCallStreamDelta(
+                index=i, id=c.id, type=c.type, function=replace(c.function, arguments=json.dumps(c.function.arguments))
+            )
+            for i, c in enumerate(message.tool_calls or [])
+        ]
+        yield ChatMessageStreamDelta(tool_calls=calls or None, token_usage=message.token_usage)
+
+
+class OllamaModel(ChatModel):
+    """A model in Ollama, over `/api/chat` (https://github.com/ollama/ollama/blob/main/docs/api.md).
+
+    Its window is the `num_ctx` of its Modelfile. Every call sends `truncate: false`, so that a
+    prompt which does not fit is refused and not cut in silence, and `shift: false`, so that writing
+    ends at the window. Both are the same in every call: a change would reload the model.
+    """
+
+    def __init__(self, model_id: str, base_url: str, num_ctx: int, max_tokens: int = 256, seconds: float = 180.0):
+        super().__init__(model_id, max_tokens, seconds)
+        self.base_url, self.num_ctx = base_url.rstrip("/"), num_ctx
+        self._thinks: bool | None = None
+
+    @property
+    def thinks(self) -> bool:
+        """Whether Ollama keeps this model's thoughts apart from its answer (asked once)."""
+        if self._thinks is None:
+            with httpx.Client(trust_env=False, timeout=self.seconds) as client:
+                try:
+                    response = client.post(f"{self.base_url}/api/show", json={"model": self.model_id})
+                except httpx.HTTPError as error:
+                    raise self._unreachable(error) from error
+            self._check(response.status_code, response.text)
+            self._thinks = "thinking" in response.json().get("capabilities", [])
+        return self._thinks
+
+    async def _send(self, messages, schema, think, max_tokens, stop) -> Reply:
+        request = {
+            "model": self.model_id,
+            "messages": messages,
+            "stream": True,
+            "truncate": False,
+            "shift": False,
+            "options": {"temperature": 0, "seed": 0, "num_predict": max_tokens, **({"stop": stop} if stop else {})},
+        }
+        request |= {"format": schema} if schema else {}
+        request |= {"think": think} if think is not None else {}
+        text, thinking = [], []
+        # No proxy between us and a local server; and no time limit here, because `_limited` has it.
+        client = httpx.AsyncClient(trust_env=False, timeout=None, verify=self.base_url.startswith("https"))
+        try:
+            async with client, client.stream("POST", f"{self.base_url}/api/chat", json=request) as response:
+                if response.status_code != 200:
+                    self._check(response.status_code, (await response.aread()).decode(errors="replace"))
+                async for line in response.aiter_lines():
+                    event = json.loads(line)
+                    self._check(500 if "error" in event else 200, line)
+                    message = event.get("message", {})
+                    for kind, pieces, key in (("thinking", thinking, "thinking"), ("text", text, "content")):
+                        pieces.append(message.get(key) or "")
+                        self._emit(kind, pieces[-1])
+                    if event.get("done"):
+                        return Reply("".join(text), "".join(thinking), _ollama_usage(event), event["done_reason"])
+        except (httpx.HTTPError, json.JSONDecodeError) as error:
+            raise self._unreachable(error) from error
+        raise self._unreachable("the connection ended before the answer did")
+
+    def _check(self, status: int, body: str) -> None:
+        """Turn a refusal of Ollama into the sentence that helps."""
+        if status == 200:
+            return
+        numbers = re.findall(r"\d+", body)
+        if status in (400, 500) and re.search(r"context|too long|exceed", body) and re.search(r"token|prompt", body):
+            counts = [int(n) for n in numbers if int(n) > 400] or [self.num_ctx]
+            raise ContextOverflow(max(counts), min([*counts, self.num_ctx]))
+        if status == 404:
+            raise KitError(f"Ollama at {self.base_url} has no model {self.model_id}; run `kit setup`.")
+        raise KitError(
+            f"Ollama at {self.base_url} answered {status} for {self.model_id} ({_error_text(body)}); run `kit doctor`."
+        )
+
+    def _unreachable(self, error) -> KitError:
+        return KitError(
+            f"Ollama at {self.base_url} does not answer ({type(error).__name__ if isinstance(error, Exception) else ''}"
+            f"{': ' if isinstance(error, Exception) and str(error) else ''}{error}); run `kit doctor`."
+        )
+
+
+class OpenAIModel(ChatModel):
+    """A model behind any OpenAI-compatible server; Hugging Face inference is one.
+
+    Such a server sets its own window, which this client can neither read nor change.
+    """
+
+    thinks = False  # thoughts come as text or as `reasoning_content`, without being asked for
+
+    def __init__(self, model_id: str, base_url: str, api_key: str, max_tokens: int = 256, seconds: float = 180.0):
+        super().__init__(model_id, max_tokens, seconds)
+        self.base_url, self.api_key = base_url, api_key or "none"
+
+    async def _send(self, messages, schema, think, max_tokens, stop) -> Reply:
+        import openai
+
+        history = [_with_call_ids(m, n) for n, m in enumerate(messages)]
+        request = {"model": self.model_id, "messages": history, "max_tokens": max_tokens, "stream": True}
+        request |= {"temperature": 0, "seed": 0, "stream_options": {"include_usage": True}}
+        request |= {"stop": stop} if stop else {}
+        if schema:
+            held = {"name": "reply", "schema": schema, "strict": True}
+            request["response_format"] = {"type": "json_schema", "json_schema": held}
+        text, thinking, usage, finish = [], [], Usage(calls=1), "stop"
+        started = anyio.current_time()
+        try:
+            async with openai.AsyncOpenAI(base_url=self.base_url, api_key=self.api_key, max_retries=0) as client:
+                async for event in await client.chat.completions.create(**request):
+                    if event.usage:
+                        usage = replace(
+                            usage,
+                            prompt_tokens=event.usage.prompt_tokens,
+                            output_tokens=event.usage.completion_tokens,
+                        )
+                    for choice in event.choices:
+                        thinking.append(getattr(choice.delta, "reasoning_content", None) or "")
+                        text.append(choice.delta.content or "")
+                        self._emit("thinking", thinking[-1])
+                        self._emit("text", text[-1])
+                        finish = choice.finish_reason or finish
+        except openai.OpenAIError as error:
+            raise self._refusal(error) from error
+        # The protocol reports no times, so all of it counts as generation.
+        usage = replace(usage, output_seconds=anyio.current_time() - started)
+        thoughts, answer = split_thoughts("".join(text))
+        return Reply(answer, "".join(thinking) or thoughts, usage, finish)
+
+    def _refusal(self, error) -> KitError:
+        numbers = [int(n) for n in re.findall(r"\d{3,}", str(error))]
+        if "context" in str(error) and getattr(error, "status_code", 0) == 400 and len(numbers) > 1:
+            return ContextOverflow(max(numbers), min(n for n in numbers if n != 400))
+        reason = " ".join(str(error).split())[:300]
+        return KitError(f"{self.base_url} did not answer for {self.model_id} ({reason}); check base_url and the key.")
+
+
+def chat_model(profile: Profile, role: str, url: str = "") -> ChatModel:
+    """The client of `role` (`primary` or `reasoner`); `url` is where Ollama answers."""
+    name = profile.model_name(role)
+    if profile.provider == "ollama":
+        return OllamaModel(name, url, profile.num_ctx, profile.primary_tokens, profile.call_seconds)
+    base_url = profile.base_url or (HUGGING_FACE if profile.provider == "huggingface" else "")
+    if not base_url:
+        raise KitError(f"Profile {profile.name} has provider openai and no base_url; add one to the profile file.")
+    return OpenAIModel(name, base_url, profile.api_key, profile.primary_tokens, profile.call_seconds)
+
+
+def split_thoughts(text: str) -> tuple[str, str]:
+    """`(thoughts, answer)` of a reply that writes `<think>…</think>` into its text."""
+    head, tag, tail = text.partition("</think>")
+    if tag:
+        return head.replace("<think>", "").strip(), tail.strip()
+    # A budget that ended in mid-thought leaves no closing tag.
+    return (text.strip().removeprefix("<think>").strip(), "") if text.lstrip().startswith("<think>") else ("", text)
+
+
+def tool_call_schema(tools: list) -> dict:
+    """A JSON schema that only a call of one of `tools` satisfies.
+
+    The keys are `action` and `input`, not `name` and `arguments`: the grammar writes them in
+    alphabetical order, and the choice of the tool has to come first.
+    """
+    calls = []
+    for function in (get_tool_json_schema(tool)["function"] for tool in tools):
+        arguments = function["parameters"] | {"additionalProperties": False}
+        # smolagents' own final_answer takes "any", which becomes a string here.
+        arguments["properties"] = {k: {"type": v["type"]} for k, v in arguments["properties"].items()}
+        calls.append(
+            {
+                "type": "object",
+                "properties": {"action": {"const": function["name"]}, "input": arguments},
+                "required": ["action", "input"],
+                "additionalProperties": False,
+            }
+        )
+    return {"anyOf": calls} if len(calls) > 1 else calls[0]
+
+
+def read_json(text: str) -> dict:
+    """The object in a schema-held reply, also where the budget cut it off in the middle."""
+    try:
+        return from_json(text or "{}", allow_partial="trailing-strings")
+    except ValueError as error:
+        raise KitError(
+            f"The model's reply is no JSON ({text[:80]!r}); use a model or server that holds to a schema."
+        ) from error
+
+
+def _tool_call(text: str) -> dict:
+    call = read_json(text)
+    function = {"name": call.get("action", ""), "arguments": call.get("input", {})}
+    return {"id": uuid.uuid4().hex, "type": "function", "function": function}
+
+
+def native_message(message) -> dict:
+    """A smolagents message as the chat protocol has it: tool calls and tool results in their own roles."""
+    if isinstance(message, dict):
+        role, content = message["role"], message["content"]
+    else:
+        role, content = message.role, message.content
+    role = getattr(role, "value", role)
+    text = content if isinstance(content, str) else "\n".join(p.get("text", "") for p in content or [])
+    if role == "tool-call":  # smolagents writes the calls as a Python literal behind a headline
+        calls = ast.literal_eval(text.removeprefix("Calling tools:\n"))
+        return {"role": "assistant", "content": "", "tool_calls": [{"function": c["function"]} for c in calls]}
+    if role == "tool-response":
+        return {"role": "tool", "content": text.removeprefix("Observation:\n")}
+    return {"role": role, "content": text.removeprefix("New task:\n")}
+
+
+def _with_call_ids(message: dict, position: int) -> dict:
+    """Tool calls and results as OpenAI's protocol wants them: paired by an id, arguments as text.
+
+    A result stands right behind its call, so the call's position in the history serves as the id.
+    """
+    if message["role"] == "tool":
+        return message | {"tool_call_id": f"call_{position - 1}"}
+    if calls := message.get("tool_calls"):
+        functions = [c["function"] | {"arguments": json.dumps(c["function"]["arguments"])} for c in calls]
+        return message | {
+            "tool_calls": [{"id": f"call_{position}", "type": "function", "function": f} for f in functions]
+        }
+    return {k: v for k, v in message.items() if k != "thinking"}
+
+
+def _ollama_usage(event: dict) -> Usage:
+    def seconds(key: str) -> float:
+        return event.get(key, 0) / 1e9
+
+    return Usage(
+        calls=1,
+        prompt_tokens=event.get("prompt_eval_count", 0),
+        output_tokens=event.get("eval_count", 0),
+        load_seconds=seconds("load_duration"),
+        prompt_seconds=seconds("prompt_eval_duration"),
+        output_seconds=seconds("eval_duration"),
+    )
+
+
+def _error_text(body: str) -> str:
+    try:
+        return str(json.loads(body).get("error", body))[:300]
+    except (json.JSONDecodeError, AttributeError):
+        return " ".join(body.split())[:300] or "an empty reply"

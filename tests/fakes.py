@@ -1,0 +1,52 @@
+"""Hand-written stand-ins for the chat model and the retriever."""
+
+import json
+
+from kit.llm import ChatModel, Reply, Usage
+from kit.retriever import Hit
+
+
+class FakeChat(ChatModel):
+    """Answers from a queue: strings are text, dicts become JSON; `asked` keeps every request."""
+
+    def __init__(self, *replies, thinks: bool = False):
+        super().__init__("fake", max_tokens=100, seconds=5)
+        self.replies, self.asked, self.thinks = list(replies), [], thinks
+
+    async def _send(self, messages, schema, think, max_tokens, stop) -> Reply:
+        self.asked.append({"messages": list(messages), "schema": schema, "think": think, "max_tokens": max_tokens})
+        reply = self.replies.pop(0)
+        if isinstance(reply, Exception):
+            raise reply
+        text = reply if isinstance(reply, str) else json.dumps(reply)
+        usage = Usage(calls=1, prompt_tokens=10, output_tokens=5, prompt_seconds=0.1, output_seconds=0.2)
+        return Reply("" if think else text, text if think else "", usage, "stop")
+
+
+class FakeRetriever:
+    """Returns the hits that stand under a query (a dict), or the same for every query (a list)."""
+
+    def __init__(self, hits):
+        self.hits, self.queries, self.seconds = hits, [], 0.0
+
+    def search(self, query: str, k: int) -> list[Hit]:
+        self.queries.append(query)
+        self.seconds += 0.01
+        return (self.hits if isinstance(self.hits, list) else self.hits.get(query, []))[:k]
+
+
+def hit(id: str, text: str, source: str = "lease.pdf", page: int | None = 1) -> Hit:
+    return Hit(id=id, source=source, page=page, score=0.5, text=text)
+
+
+def call(query: str) -> dict:
+    """The primary model's call of the tool."""
+    return {"action": "rag_with_reasoner", "input": {"question": query}}
+
+
+def found(result: str, *quotes: tuple[int, str]) -> dict:
+    return {"evidence": [{"passage": n, "quote": q} for n, q in quotes], "found": True, "result": result}
+
+
+def missing(search: str, *quotes: tuple[int, str]) -> dict:
+    return {"evidence": [{"passage": n, "quote": q} for n, q in quotes], "found": False, "search": search}

@@ -1,0 +1,115 @@
+"""The agent over fake models: when it searches, when it tries again, and what it may not say."""
+
+import pytest
+from fakes import FakeChat, FakeRetriever, call, found, hit, missing
+
+from kit.agent import SYSTEM, Assistant
+from kit.config import PROFILES, KitError
+from kit.reasoner import NOT_FOUND
+
+RENT = hit("a", "The rent is 48,000 euros.")
+RISE = hit("b", "The rent rises by 5 percent.", "minutes.pdf")
+
+
+def assistant(primary: list, reasoner: list, hits) -> Assistant:
+    return Assistant(PROFILES["ci"], FakeChat(*primary), FakeChat(*reasoner), FakeRetriever(hits))
+
+
+def test_a_sufficient_verdict_is_the_answer_without_another_call():
+    answer = (it := assistant([call("rent?")], ["", found("48,000 euros", (1, "48,000 euros"))], [RENT])).ask("Rent?")
+    assert (answer.answer, answer.answered, answer.state) == ("48,000 euros", True, "answered")
+    assert answer.sources == [{"source": "lease.pdf", "page": 1, "quote": "48,000 euros"}]
+    assert len(it.primary.asked) == 1 and answer.usage["calls"] == 3
+
+
+def test_the_better_query_is_tried_and_nothing_is_read_twice():
+    hits = {"rent": [RENT], "rent rise": [RENT, RISE]}
+    reasoner = ["", missing("rent rise", (1, "The rent is 48,000 euros")), "", found("50,400", (1, "by 5 percent"))]
+    it = assistant([call("rent"), call("rent rise")], reasoner, hits)
+    answer = it.ask("What is the rent now?")
+    assert answer.answered and it.retriever.queries == ["rent", "rent rise"]
+    assert [[r["id"] for r in step["read"]] for step in answer.steps] == [["a"], ["b"]]
+    assert "better query: rent rise" in it.primary.asked[1]["messages"][-1]["content"]
+    second = it.reasoner.model.asked[2]["messages"][-1]["content"]
+    assert second.count("The rent is 48,000 euros") == 1, "the quote is a note now, the passage is not read again"
+    assert {s["quote"] for s in answer.sources} == {"The rent is 48,000 euros", "by 5 percent"}
+
+
+def test_the_reasoner_answers_the_question_and_not_the_search_words():
+    it = assistant([call("rent sum")], ["", found("x")], {"rent sum": [RENT]})
+    it.ask("How much is the rent?")
+    assert "Question: How much is the rent?" in it.reasoner.model.asked[0]["messages"][-1]["content"]
+
+
+def test_what_the_documents_do_not_hold_is_not_answered_from_memory():
+    primary = [call("capital of France"), {"action": "final_answer", "input": {"answer": "Paris"}}]
+    answer = assistant(primary, ["", missing("France")], [RENT]).ask("What is the capital of France?")
+    assert (answer.answer, answer.answered, answer.sources, answer.state) == (NOT_FOUND, False, [], "not_found")
+
+
+def test_after_the_last_step_no_model_is_asked():
+    it = assistant([call("a"), call("b"), call("c")], ["", missing("b"), "", missing("c"), "", missing("d")], {})
+    it.retriever.hits = {"a": [RENT], "b": [RISE], "c": [hit("c", "x")]}
+    answer = it.ask("Who?")
+    assert (answer.answered, answer.state, answer.answer) == (False, "max_steps", NOT_FOUND)
+    assert len(it.primary.asked) == 3
+
+
+def test_a_search_that_finds_nothing_new_costs_no_reasoning():
+    it = assistant([call("a"), call("b"), call("c")], ["", missing("b")], [RENT])
+    assert not it.ask("Who?").answered
+    assert len(it.reasoner.model.asked) == 2
+
+
+def test_a_greeting_makes_no_tool_call():
+    it = assistant([{"action": "final_answer", "input": {"answer": "Hello!"}}], [], [RENT])
+    answer = it.ask("Good morning!")
+    assert (answer.answer, answer.state, answer.steps, it.retriever.queries) == ("Hello!", "conversation", [], [])
+
+
+def test_a_follow_up_keeps_the_conversation_and_a_new_question_does_not():
+    primary = [call("Who chairs?"), call("When was Ada Lovelace elected?"), call("fresh")]
+    it = assistant(primary, ["", found("Ada Lovelace"), "", found("2021"), "", found("x")], [RENT])
+    it.ask("Who chairs?", follow_up=True)
+    it.ask("When was she elected?", follow_up=True)
+    asked = it.primary.asked[1]["messages"]
+    assert {"role": "tool", "content": "Ada Lovelace"} in asked
+    said = it.reasoner.model.asked[2]["messages"][-1]["content"]
+    assert "Question: When was Ada Lovelace elected?" in said, "the wording that stands alone is what is answered"
+    it.ask("Something else?")
+    assert len(it.primary.asked[2]["messages"]) == 2
+
+
+def test_a_fault_of_the_engine_is_not_an_observation():
+    broken = KitError("Ollama does not answer; run `kit doctor`.")
+    with pytest.raises(KitError, match="does not answer"):
+        assistant([call("x")], [broken], [RENT]).ask("Who?")
+    with pytest.raises(KitError, match="does not answer"):
+        assistant([broken], [], [RENT]).ask("Who?")
+
+
+@pytest.mark.parametrize(
+    ("question", "mode", "said"),
+    [("", "agentic", "empty"), ("  \n", "rag", "empty"), ("x" * 100_000, "agentic", "100000"), ("q", "magic", "magic")],
+)
+def test_wrong_use_is_one_sentence(question, mode, said):
+    with pytest.raises(KitError, match=said):
+        assistant([], [], []).ask(question, mode)
+
+
+def test_the_plainer_modes():
+    it = assistant(["I do not know.", "48,000 euros"], ["", found("48,000", (1, "48,000 euros"))], [RENT])
+    assert not it.ask("Rent?", "closed").answered
+    assert it.ask("Rent?", "rag").sources == [{"source": "lease.pdf", "page": 1, "quote": ""}]
+    reasoned = it.ask("Rent?", "reasoner")
+    assert reasoned.answered and reasoned.usage["calls"] == 2 and len(reasoned.steps) == 1
+
+
+def test_two_assistants_share_nothing():
+    one, two = (assistant([call("x")], ["", found("A")], [RENT]) for _ in range(2))
+    one.ask("Who?", follow_up=True)
+    assert two.tool.steps == [] and two.agent.memory.steps == []
+
+
+def test_the_system_prompt_is_short():
+    assert len(SYSTEM.split()) * 1.5 < 400, "words to tokens, generously; the real count is tested with the real model"

@@ -1,0 +1,81 @@
+"""The command line from outside: exit status, one sentence, and nothing else on standard output."""
+
+import json
+
+import pytest
+
+from kit.cli import main
+
+
+@pytest.fixture(autouse=True)
+def home(monkeypatch, tmp_path):
+    for name in ("KIT_PROFILE", "OLLAMA_HOST"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("KIT_HOME", str(tmp_path / "home"))
+    return tmp_path
+
+
+def run(capsys, *argv: str) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as end:
+        main(list(argv))
+    return end.value.code, *capsys.readouterr()
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        [],
+        ["fly"],
+        ["ask"],
+        ["ask", "q", "--mode", "magic"],
+        ["search", "q", "--k", "0"],
+        ["search", "q", "--k", "five"],
+        ["search", "q", "--profile", "huge"],
+        ["search", "q", "--profile", "missing.toml"],
+    ],
+)
+def test_wrong_use_is_status_2(capsys, argv):
+    status, out, err = run(capsys, *argv)
+    assert (status, out) == (2, "") and err.strip()
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["search", "rent"], "There is no index in"),
+        (["ask", "Who?"], "There is no index in"),
+        (["ingest", "nowhere"], "nowhere"),
+        (["ingest", "{empty}"], "no document"),
+        (["ingest", "{empty}", "--chunk-size", "10", "--chunk-overlap", "10"], "cannot overlap"),
+    ],
+)
+def test_failed_work_is_status_1_and_one_sentence(capsys, home, argv, said):
+    (home / "empty").mkdir()
+    argv = [a.replace("{empty}", str(home / "empty")) for a in argv]
+    status, out, err = run(capsys, *argv, "--profile", "ci")
+    assert (status, out) == (1, "")
+    assert err.startswith("kit: ") and said in err and err.count("\n") == 1 and "Traceback" not in err
+
+
+def test_debug_shows_the_traceback():
+    from kit.config import KitError
+
+    with pytest.raises(KitError, match="no index"):
+        main(["search", "rent", "--profile", "ci", "--debug"])
+
+
+def test_help_teaches(capsys):
+    status, out, _ = run(capsys, "--help")
+    assert status == 0
+    for command in ("setup", "doctor", "ingest", "search", "ask", "chat"):
+        assert f"kit {command}" in out or f"    {command} " in out
+    _, out, _ = run(capsys, "ask", "--help")
+    assert "closed" in out and "agentic" in out
+
+
+def test_doctor_reports_and_fails_on_an_empty_home(capsys):
+    status, out, _ = run(capsys, "doctor", "--profile", "ci", "--json")
+    report = json.loads(out)
+    assert status == 1 and report["ok"] is False
+    assert all(check["remedy"] for check in report["checks"] if not check["ok"])
+    assert any(check["ok"] for check in report["checks"])

@@ -1,0 +1,111 @@
+"""Profiles: which is chosen, why, and what is refused."""
+
+import os
+import subprocess
+
+import pytest
+
+from kit import config
+from kit.config import MODELFILES, PROFILES, KitError, load_profile, remember_profile
+
+
+@pytest.fixture(autouse=True)
+def bare(monkeypatch, tmp_path):
+    """No profile is asked for, and the machine is what each test says it is."""
+    for name in ("KIT_PROFILE", "OLLAMA_HOST"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("KIT_HOME", str(tmp_path / "home"))
+
+
+@pytest.mark.parametrize(
+    ("gpu", "memory_gib", "hub", "name", "said"),
+    [
+        (80, 64, True, "gpu-large", "80 GiB"),
+        (24, 64, True, "gpu", "24 GiB"),
+        (0, 16, True, "laptop", "Ollama's registry answers"),
+        (0, 24, False, "ci", "does not answer"),
+        (24, 64, False, "ci", "does not answer"),
+        (0, 8, True, "ci", "only 8 GiB"),
+    ],
+)
+def test_the_machine_decides_and_the_reason_is_told(monkeypatch, gpu, memory_gib, hub, name, said):
+    monkeypatch.setattr(config, "gpu_memory_gib", lambda: gpu)
+    monkeypatch.setattr(config, "hub_answers", lambda: hub)
+    monkeypatch.setattr(config.psutil, "virtual_memory", lambda: type("M", (), {"total": memory_gib * config.GIB}))
+    profile = load_profile()
+    assert profile.name == name and said in profile.why
+
+
+def test_what_is_asked_for_wins(monkeypatch, tmp_path):
+    remember_profile(load_profile("gpu"), "gpu")
+    assert load_profile().name == "gpu"
+    monkeypatch.setenv("KIT_PROFILE", "laptop")
+    assert load_profile().name == "laptop"
+    assert load_profile("ci").name == "ci"
+    assert load_profile("ci").home == tmp_path / "home"
+
+
+def test_a_file_of_ones_own(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text('base = "laptop"\nk = 8\nnum_ctx = 32768\n')
+    profile = load_profile(str(path))
+    assert (profile.name, profile.k, profile.embedding) == ("mine", 8, "all-MiniLM-L6-v2")
+    assert profile.modelfile("primary").name == "laptop-primary-32k.Modelfile"
+    remember_profile(profile, str(path))
+    assert load_profile().name == "mine"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("k = ", "cannot be read"),
+        ("colour = 3", "colour"),
+        ('base = "huge"', "huge"),
+        ('k = "five"', "k"),
+    ],
+)
+def test_a_file_that_is_wrong(tmp_path, text, said):
+    path = tmp_path / "mine.toml"
+    path.write_text(text)
+    with pytest.raises(KitError, match=said):
+        load_profile(str(path))
+
+
+def test_unknown_names():
+    with pytest.raises(KitError, match="no profile 'huge'; choose one of ci, laptop"):
+        load_profile("huge")
+    with pytest.raises(KitError, match="cannot be read"):
+        load_profile("missing.toml")
+
+
+def test_every_profile_has_its_modelfiles():
+    for profile in PROFILES.values():
+        for role in ("primary", "reasoner"):
+            assert profile.modelfile(role).parent == MODELFILES
+            assert profile.model_name(role).startswith("kit-")
+
+
+def test_a_window_without_a_modelfile(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text("num_ctx = 4096")
+    with pytest.raises(KitError, match="8192 or 32768"):
+        load_profile(str(path)).modelfile("primary")
+
+
+def test_no_gpu_is_no_error(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert config.gpu_memory_gib() == 0.0
+    broken = tmp_path / "nvidia-smi"
+    broken.write_text("#!/bin/sh\nexit 9\n")
+    broken.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.defpath}")
+    assert subprocess.run(["nvidia-smi"]).returncode == 9
+    assert config.gpu_memory_gib() == 0.0
+
+
+def test_the_key_is_read_late_and_never_kept(monkeypatch, tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text('provider = "openai"\nbase_url = "http://127.0.0.1:1/v1"\napi_key_env = "MY_KEY"\n')
+    monkeypatch.setenv("MY_KEY", "secret")
+    profile = load_profile(str(path))
+    assert profile.api_key == "secret" and "secret" not in repr(profile)

@@ -1,0 +1,59 @@
+"""The one direction of imports, and what a bare start may load."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+PACKAGE = Path(__file__).parent.parent / "kit"
+ALLOWED = {
+    "config": set(),
+    "pdf": {"config"},
+    "ingest": {"config", "corpus", "pdf"},
+    "download": {"config"},
+    "build": {"config", "download"},
+    "engine": {"config", "download", "build"},
+    "models": {"config", "download", "engine"},
+    "llm": {"config"},
+    "corpus": {"config", "pdf"},
+    "index": {"config", "ingest"},
+    "retriever": {"config", "index"},
+    "reasoner": {"llm", "retriever"},
+    "agent": {"config", "llm", "retriever", "reasoner"},
+    "chat": {"config", "agent"},
+    "doctor": {"config", "engine", "models", "index"},
+}
+
+
+def imports(module: Path) -> set[str]:
+    """The kit's modules that `module` imports, at the top or within a function."""
+    found = set()
+    for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("kit"):
+            rest = node.module.removeprefix("kit").removeprefix(".")
+            found |= {rest} if rest else {alias.name for alias in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {a.name.removeprefix("kit.") for a in node.names if a.name.startswith("kit.")}
+    return found - {"__version__"}
+
+
+def test_the_import_table_is_true():
+    for module in PACKAGE.glob("*.py"):
+        if module.stem not in ("__init__", "__main__", "cli"):
+            assert imports(module) <= ALLOWED[module.stem], module.name
+
+
+def test_help_loads_nothing_heavy():
+    code = (
+        "import sys\nfrom kit.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
+        "print([m for m in ('torch', 'chromadb', 'smolagents', 'langchain_community') if m in sys.modules])"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.endswith("[]\n")
+
+
+def test_only_config_reads_the_environment():
+    for module in PACKAGE.glob("*.py"):
+        if module.stem != "config":
+            text = module.read_text(encoding="utf-8")
+            assert "os.environ" not in text and "getenv" not in text, module.name

@@ -1,0 +1,188 @@
+"""The chat clients over a scripted server: what is sent, what comes back, and what is refused."""
+
+import json
+import threading
+import time
+
+import pytest
+from smolagents import ChatMessage, FinalAnswerTool, MessageRole, Tool
+
+from kit.config import KitError
+from kit.llm import (
+    Cancelled,
+    ContextOverflow,
+    OllamaModel,
+    OpenAIModel,
+    native_message,
+    read_json,
+    split_thoughts,
+    tool_call_schema,
+)
+
+DONE = {
+    "message": {"content": ""},
+    "done": True,
+    "done_reason": "stop",
+    "prompt_eval_count": 12,
+    "eval_count": 3,
+    "load_duration": 1e8,
+    "prompt_eval_duration": 2e9,
+    "eval_duration": 1e9,
+}
+
+
+class SearchTool(Tool):
+    name = "search"
+    description = "Searches."
+    inputs = {"question": {"type": "string", "description": "what to look for"}}  # noqa: RUF012
+    output_type = "string"
+
+    def forward(self, question: str) -> str:
+        return question
+
+
+def ollama(server, **limits) -> OllamaModel:
+    return OllamaModel("kit-test", server.url, num_ctx=8192, **limits)
+
+
+def say(*pieces: str, kind: str = "content") -> list[dict]:
+    return [*({"message": {kind: piece}, "done": False} for piece in pieces), DONE]
+
+
+def test_a_reply_is_put_together_and_its_cost_added_up(scripted):
+    server = scripted({"lines": say("Ber", "lin")}, {"lines": say("Oslo")})
+    model, heard = ollama(server), []
+    model.on_text = lambda kind, piece: heard.append((kind, piece))
+    reply = model.complete([{"role": "user", "content": "Where?"}])
+    model.complete([{"role": "user", "content": "And now?"}])
+    assert (reply.text, reply.finish) == ("Berlin", "stop")
+    assert heard[:2] == [("text", "Ber"), ("text", "lin")]
+    assert (model.usage.calls, model.usage.prompt_tokens, model.usage.output_tokens) == (2, 24, 6)
+    assert model.usage.engine_seconds == pytest.approx(6.0) and model.usage.load_seconds == pytest.approx(0.2)
+
+
+def test_every_call_forbids_the_silent_cut_and_the_shift(scripted):
+    server = scripted({"lines": say("x")})
+    ollama(server, max_tokens=7).complete([{"role": "user", "content": "q"}], schema={"type": "string"})
+    sent = server.requests[0]
+    assert sent["truncate"] is False and sent["shift"] is False
+    assert sent["options"]["num_predict"] == 7 and sent["options"]["temperature"] == 0
+    assert "num_ctx" not in sent["options"], "the window is the Modelfile's; another would reload the model"
+    assert sent["format"] == {"type": "string"} and "tools" not in sent
+
+
+def test_thoughts_are_kept_apart(scripted):
+    server = scripted({"lines": [*say("hm", kind="thinking")[:-1], *say("42")]})
+    reply = ollama(server).complete([{"role": "user", "content": "q"}], think=True)
+    assert (reply.thinking, reply.text) == ("hm", "42")
+    assert server.requests[0]["think"] is True
+
+
+def test_a_prompt_that_does_not_fit_raises_with_both_numbers(scripted):
+    body = {"error": "request (9001 tokens) exceeds the available context size (8192 tokens), try increasing it"}
+    with pytest.raises(ContextOverflow) as caught:
+        ollama(scripted({"status": 400, "json": body})).complete([{"role": "user", "content": "q"}])
+    assert (caught.value.prompt_tokens, caught.value.window) == (9001, 8192)
+
+
+def test_a_cancelled_call_closes_the_connection(scripted):
+    server = scripted({"lines": say(*["x"] * 200), "pause": 0.05})
+    model = ollama(server)
+    threading.Timer(0.4, model.cancel).start()
+    started = time.monotonic()
+    with pytest.raises(Cancelled):
+        model.complete([{"role": "user", "content": "q"}])
+    assert time.monotonic() - started < 2
+    assert server.hung_up.wait(2), "the server still has its client: it would go on generating"
+
+
+def test_a_call_before_its_first_token_can_be_cancelled_too(scripted):
+    model = ollama(scripted({"hang": 5}))
+    threading.Timer(0.3, model.cancel).start()
+    started = time.monotonic()
+    with pytest.raises(Cancelled):
+        model.complete([{"role": "user", "content": "q"}])
+    assert time.monotonic() - started < 2
+
+
+def test_tool_calls_come_from_the_schema_and_the_tool_is_chosen_first(scripted):
+    reply = json.dumps({"action": "search", "input": {"question": "who?"}})
+    server = scripted({"lines": say(reply)})
+    message = ollama(server).generate(
+        [ChatMessage(role=MessageRole.USER, content="who?")], tools_to_call_from=[SearchTool(), FinalAnswerTool()]
+    )
+    assert message.tool_calls[0].function.name == "search"
+    assert message.tool_calls[0].function.arguments == {"question": "who?"}
+    branches = server.requests[0]["format"]["anyOf"]
+    assert [b["properties"]["action"]["const"] for b in branches] == ["search", "final_answer"]
+    assert all(sorted(b["properties"])[0] == "action" for b in branches)
+
+
+def test_a_call_cut_off_by_its_budget_still_parses(scripted):
+    server = scripted({"lines": say('{"action": "search", "input": {"question": "who sig')})
+    message = ollama(server).generate([], tools_to_call_from=[SearchTool()])
+    assert message.tool_calls[0].function.arguments == {"question": "who sig"}
+
+
+def test_streaming_gives_the_text_in_pieces_and_the_usage_last(scripted):
+    server = scripted({"lines": say("Ber", "lin")})
+    deltas = list(ollama(server).generate_stream([ChatMessage(role=MessageRole.USER, content="q")]))
+    assert [d.content for d in deltas if d.content] == ["Ber", "lin"]
+    assert deltas[-1].token_usage.output_tokens == 3
+
+
+def test_leaving_a_stream_early_stops_the_generation(scripted):
+    server = scripted({"lines": say(*["x"] * 200), "pause": 0.05})
+    stream = ollama(server).generate_stream([ChatMessage(role=MessageRole.USER, content="q")])
+    next(stream)
+    stream.close()
+    assert server.hung_up.wait(2)
+
+
+def test_history_is_native():
+    call = str([{"id": "1", "type": "function", "function": {"name": "search", "arguments": {"question": "it's"}}}])
+    said = ChatMessage(role=MessageRole.TOOL_CALL, content=[{"type": "text", "text": "Calling tools:\n" + call}])
+    heard = ChatMessage(role=MessageRole.TOOL_RESPONSE, content=[{"type": "text", "text": "Observation:\nnothing"}])
+    assert native_message(said)["tool_calls"][0]["function"]["arguments"] == {"question": "it's"}
+    assert native_message(heard) == {"role": "tool", "content": "nothing"}
+
+
+def test_the_openai_client_sends_schema_and_budget_and_reads_usage(scripted):
+    chunks = [
+        {"choices": [{"index": 0, "delta": {"content": "<think>so</think>"}}]},
+        {"choices": [{"index": 0, "delta": {"content": "Oslo"}, "finish_reason": "stop"}]},
+        {"choices": [], "usage": {"prompt_tokens": 5, "completion_tokens": 2, "total_tokens": 7}},
+    ]
+    server = scripted({"sse": chunks})
+    model = OpenAIModel("some/model", server.url + "/v1", "secret", max_tokens=9)
+    reply = model.complete([{"role": "user", "content": "q"}], schema={"type": "object"})
+    assert (reply.text, reply.thinking, reply.usage.prompt_tokens) == ("Oslo", "so", 5)
+    sent = server.requests[0]
+    assert sent["max_tokens"] == 9 and sent["response_format"]["json_schema"]["schema"] == {"type": "object"}
+
+
+def test_the_openai_client_gives_tool_messages_the_ids_that_the_protocol_asks_for(scripted):
+    server = scripted({"sse": [{"choices": [{"index": 0, "delta": {"content": "ok"}, "finish_reason": "stop"}]}]})
+    history = [
+        {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "search", "arguments": {"q": 1}}}]},
+        {"role": "tool", "content": "nothing"},
+    ]
+    OpenAIModel("m", server.url + "/v1", "").complete(history)
+    call, result = server.requests[0]["messages"]
+    assert call["tool_calls"][0]["id"] == result["tool_call_id"]
+    assert json.loads(call["tool_calls"][0]["function"]["arguments"]) == {"q": 1}
+
+
+def test_thoughts_in_the_text_are_split_off():
+    assert split_thoughts("<think>a</think>b") == ("a", "b")
+    assert split_thoughts("<think>no end") == ("no end", "")
+    assert split_thoughts("plain") == ("", "plain")
+
+
+def test_a_schema_for_one_tool_has_no_choice():
+    assert tool_call_schema([SearchTool()])["properties"]["action"] == {"const": "search"}
+
+
+def test_text_that_is_no_json_is_one_sentence():
+    with pytest.raises(KitError, match="is no JSON"):
+        read_json("Certainly! Here is")
