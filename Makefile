@@ -10,7 +10,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 UV_VERSION := 0.13.8
-QUESTION ?= What did the board expect the repair of Tarrin Maid to cost in March 2024, and what did it cost in the end?
+QUESTION ?= How much was the daily meal allowance under version 2 of the travel expense policy, and how much is it under version 3?
 
 .PHONY: demo test check lab bench lock clean
 

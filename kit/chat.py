@@ -57,13 +57,11 @@ def format_answer(answer: Answer) -> str:
 
 
 def format_sources(answer: Answer) -> str:
-    """A line for each source, with its quote; says so where a quote was dropped or none is left."""
+    """A line for each source, with its quote; says so where a quote was dropped."""
     lines = [f"  {place(s)}" + (f": “{s['quote']}”" if s["quote"] else "") for s in answer.sources]
     dropped = sum(step["verdict"]["dropped"] for step in answer.steps if step["verdict"])
     if dropped:
         lines.append(f"  ({dropped} quotation{'s' * (dropped > 1)} not found word for word, and dropped)")
-    if answer.answered and answer.steps and not answer.sources:
-        lines.append("  No quotation supports this answer: read it with care.")
     return "\n".join(["Sources", *lines]) if lines else ""
 
 

@@ -45,13 +45,13 @@ class Profile:
     base_url: str = ""  # of an OpenAI-compatible server, e.g. http://127.0.0.1:8000/v1
     api_key_env: str = ""  # the name of the environment variable that holds the key
     num_ctx: int = 8192  # tokens; the same for both roles, or Ollama reloads the shared weights
-    chunk_size: int = 1000  # characters
-    chunk_overlap: int = 150  # characters
+    chunk_size: int = 600  # characters
+    chunk_overlap: int = 80  # characters
     k: int = 5  # passages a search returns
     max_steps: int = 3  # calls of the primary model for one question
     primary_tokens: int = 200  # budget of one call of the primary model
-    thinking_tokens: int = 160  # budget of the reasoner's thoughts
-    answer_tokens: int = 320  # budget of an answer or a verdict
+    thinking_tokens: int = 80  # budget of the reasoner's thoughts
+    answer_tokens: int = 256  # budget of an answer or a verdict
     call_seconds: float = 300.0  # wall-clock limit of one model call
     memory_gib: float = 6.0  # main (or GPU) memory that the models need
     disk_gib: float = 8.0  # disk that engine, weights and models need

@@ -36,7 +36,7 @@ def test_the_better_query_is_tried_and_nothing_is_read_twice():
 
 
 def test_the_reasoner_answers_the_question_and_not_the_search_words():
-    it = assistant([call("rent sum")], ["", found("x")], {"rent sum": [RENT]})
+    it = assistant([call("rent sum")], ["", found("x", (1, "The re"))], {"rent sum": [RENT]})
     it.ask("How much is the rent?")
     assert "Question: How much is the rent?" in it.reasoner.model.asked[0]["messages"][-1]["content"]
 
@@ -69,7 +69,11 @@ def test_a_greeting_makes_no_tool_call():
 
 def test_a_follow_up_keeps_the_conversation_and_a_new_question_does_not():
     primary = [call("Who chairs?"), call("When was Ada Lovelace elected?"), call("fresh")]
-    it = assistant(primary, ["", found("Ada Lovelace"), "", found("2021"), "", found("x")], [RENT])
+    it = assistant(
+        primary,
+        ["", found("Ada Lovelace", (1, "The")), "", found("2021", (1, "The")), "", found("x", (1, "The re"))],
+        [RENT],
+    )
     it.ask("Who chairs?", follow_up=True)
     it.ask("When was she elected?", follow_up=True)
     asked = it.primary.asked[1]["messages"]
@@ -106,7 +110,7 @@ def test_the_plainer_modes():
 
 
 def test_two_assistants_share_nothing():
-    one, two = (assistant([call("x")], ["", found("A")], [RENT]) for _ in range(2))
+    one, two = (assistant([call("x")], ["", found("A", (1, "The"))], [RENT]) for _ in range(2))
     one.ask("Who?", follow_up=True)
     assert two.tool.steps == [] and two.agent.memory.steps == []
 
