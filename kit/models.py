@@ -8,6 +8,7 @@ import tempfile
 import time
 import zipfile
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -38,13 +39,31 @@ def setup(profile: Profile) -> dict:
     used, models = None, []
     with FileLock(profile.home / "setup.lock"):
         if profile.provider == "ollama":
-            engine.install(profile)
+            _install(profile)
             with engine.running(profile) as server:
                 models = ensure(profile, server.url)
             used = {"version": server.version, "source": server.source, "path": server.path and str(server.path)}
         models.append(ensure_embedding(profile))
     seconds = round(time.monotonic() - start, 1)
     return {"profile": profile.name, "why": profile.why, "engine": used, "models": models, "seconds": seconds}
+
+
+def _install(profile: Profile) -> None:
+    """Install the engine and meanwhile download the weights: one keeps the processors busy, the other the network."""
+    missing = engine.locate(profile) is None
+    with ThreadPoolExecutor(1) as worker:
+        download = worker.submit(_download, profile) if missing else None
+        engine.install(profile)
+    if download:
+        download.result()
+
+
+def _download(profile: Profile) -> None:
+    for role in ROLES:
+        start = parse_modelfile(profile.modelfile(role).read_text(encoding="utf-8"))["from"]
+        if pin := _pinned(start):
+            fetch_weights(profile.home, pin)
+    ensure_embedding(profile)
 
 
 def ensure(profile: Profile, url: str) -> list[dict]:
@@ -182,8 +201,7 @@ def _digest(client: ollama.Client, name: str) -> str | None:
 def _create(client: ollama.Client, profile: Profile, name: str, spec: dict, folder: Path) -> str:
     """Create `name` and return where its weights came from."""
     start, source = spec["from"], "ollama"
-    pin = next((key for key, pin in engine.sources()["weights"].items() if start in (key, pin["ollama"])), None)
-    if pin:
+    if pin := _pinned(start):
         gguf, source = fetch_weights(profile.home, pin)
         # Roles that share weights start from one model: Ollama checks and copies a GGUF anew for each that does not.
         start = f"kit-{gguf.stem}"
@@ -200,6 +218,11 @@ def _create(client: ollama.Client, profile: Profile, name: str, spec: dict, fold
     options = {key: spec[key] for key in ("template", "system", "parameters") if spec[key]}
     _show(client.create(name, from_=start, stream=True, **options), f"Creating {name}")
     return source
+
+
+def _pinned(start: str) -> str | None:
+    """The key in sources.toml of the weights that a FROM line names, if it has them."""
+    return next((key for key, pin in engine.sources()["weights"].items() if start in (key, pin["ollama"])), None)
 
 
 def _import(client: ollama.Client, home: Path, gguf: Path, sha256: str, name: str) -> None:

@@ -317,3 +317,14 @@ def test_the_real_thing_is_made_and_runs_with_its_window():
         reply = client.chat(profile.model_name("reasoner"), ask, think=True, options=options)
         assert reply.message.thinking
         assert "</think>" not in reply.message.content + reply.message.thinking
+
+
+@pytest.mark.parametrize("missing", [True, False])
+def test_weights_are_downloaded_while_the_engine_is_installed_and_only_then(monkeypatch, missing):
+    done = []
+    monkeypatch.setattr(models.engine, "locate", lambda profile: None if missing else "an engine")
+    monkeypatch.setattr(models.engine, "install", lambda profile: done.append("engine"))
+    monkeypatch.setattr(models, "fetch_weights", lambda home, name: done.append(name))
+    monkeypatch.setattr(models, "ensure_embedding", lambda profile: done.append("embedding"))
+    models._install(PROFILES["ci"])
+    assert "engine" in done and ("embedding" in done) is missing
