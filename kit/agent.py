@@ -160,10 +160,16 @@ class Assistant:
     `closed` asks the primary model alone; `rag` gives it the first k passages; `reasoner` gives them
     to the reasoner; `agentic` lets the primary model call the reasoner as a tool and try again.
     `on_event` is called as things happen, `cancel` stops a running answer from another thread.
+    `retriever` may be None where only `closed` is asked for.
     """
 
     def __init__(
-        self, profile: Profile, primary: ChatModel, reasoner_model: ChatModel, retriever: Retriever, on_event=None
+        self,
+        profile: Profile,
+        primary: ChatModel,
+        reasoner_model: ChatModel,
+        retriever: Retriever | None,
+        on_event=None,
     ):
         self.profile, self.primary, self.retriever = profile, primary, retriever
         self.reasoner = Reasoner(reasoner_model, profile.thinking_tokens, profile.answer_tokens)
@@ -188,7 +194,7 @@ class Assistant:
             )
         if mode not in MODES:
             raise KitError(f"There is no mode {mode!r}; choose one of {', '.join(MODES)}.")
-        started, used, searched = time.perf_counter(), self._used(), self.retriever.seconds
+        started, used, searched = time.perf_counter(), self._used(), self._searched()
         self.tool.k = k or self.profile.k
         self.tool.begin(question)
         fields = getattr(self, f"_{mode}")(question, max_steps, follow_up)
@@ -201,7 +207,7 @@ class Assistant:
                 "output_tokens": usage.output_tokens,
                 "load_seconds": round(usage.load_seconds, 3),
                 "engine_seconds": round(usage.engine_seconds, 3),
-                "search_seconds": round(self.retriever.seconds - searched, 3),
+                "search_seconds": round(self._searched() - searched, 3),
             },
             seconds=round(time.perf_counter() - started, 3),
         )
@@ -218,6 +224,9 @@ class Assistant:
 
     def _used(self) -> Usage:
         return self.primary.usage + self.reasoner.model.usage
+
+    def _searched(self) -> float:
+        return self.retriever.seconds if self.retriever else 0.0
 
     def _closed(self, question: str, *_) -> dict:
         ask = (

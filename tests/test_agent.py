@@ -109,6 +109,11 @@ def test_the_plainer_modes():
     assert reasoned.answered and reasoned.usage["calls"] == 2 and len(reasoned.steps) == 1
 
 
+def test_closed_book_needs_no_index():
+    it = Assistant(PROFILES["ci"], FakeChat("Oslo"), FakeChat(), None)
+    assert it.ask("Where?", "closed").answer == "Oslo"
+
+
 def test_two_assistants_share_nothing():
     one, two = (assistant([call("x")], ["", found("A", (1, "The"))], [RENT]) for _ in range(2))
     one.ask("Who?", follow_up=True)
