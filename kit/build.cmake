@@ -1,14 +1,13 @@
 # What the kit adds to llama.cpp's own build, so that it takes minutes on two cores: full optimisation
-# only where the arithmetic is, and headers that many files share compiled once.
+# only where the arithmetic is, none for the image and sound models that the kit never runs, and headers
+# that many files share compiled once.
+set(speed "-O1")
 if(PROJECT_NAME STREQUAL "ggml")
-    foreach(language C CXX)
-        set(CMAKE_${language}_FLAGS_RELEASE "-O3 -DNDEBUG")
-    endforeach()
+    set(speed "-O3")
+    cmake_language(DEFER CALL target_compile_options ggml-base PRIVATE -O1) # graphs and files; ggml-cpu computes
 elseif(PROJECT_NAME STREQUAL "llama.cpp")
-    foreach(language C CXX)
-        set(CMAKE_${language}_FLAGS_RELEASE "-O1 -DNDEBUG")
-    endforeach()
     # The targets exist at the end of the top folder's CMakeLists.
+    cmake_language(DEFER CALL target_compile_options mtmd PRIVATE -O0)
     foreach(shared
             "llama src/models/models.h"
             "llama-common common/common.h"
@@ -20,3 +19,6 @@ elseif(PROJECT_NAME STREQUAL "llama.cpp")
         cmake_language(EVAL CODE "cmake_language(DEFER CALL target_precompile_headers ${target} PRIVATE \"\$<\$<COMPILE_LANGUAGE:CXX>:${CMAKE_SOURCE_DIR}/${header}>\")")
     endforeach()
 endif()
+foreach(language C CXX)
+    set(CMAKE_${language}_FLAGS_RELEASE "${speed} -DNDEBUG")
+endforeach()
