@@ -168,7 +168,7 @@ def place(source: str, text: str, pages: list[str]) -> dict:
 
 
 def question_rows(questions: list[dict], texts: dict[str, list[str]]) -> list[dict]:
-    """The rows of questions.jsonl; of each type, every other one is dev and the rest test."""
+    """The rows of questions.jsonl; of each type, those without a `split` are dev and test in turn."""
     rows, seen = [], Counter()
     for question in questions:
         kind = question["type"]
@@ -182,7 +182,7 @@ def question_rows(questions: list[dict], texts: dict[str, list[str]]) -> list[di
             "sources": [p for i, p in enumerate(places) if p not in places[:i]],
             "type": kind,
             "answerable": kind != "unanswerable",
-            "split": "dev" if seen[kind] % 2 else "test",
+            "split": question.get("split", "dev" if seen[kind] % 2 else "test"),
         }
         if row["answerable"]:
             row["evidence"] = [p | {"text": e[1]} for p, e in zip(places, question["evidence"], strict=True)]
