@@ -8,7 +8,7 @@ model would rather say.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 
 import smolagents
@@ -177,9 +177,17 @@ class Assistant:
         self.agent = RagAgent(self.tool, primary, profile.max_steps)
 
     def ask(
-        self, question: str, mode: str = "agentic", k: int = 0, max_steps: int = 0, follow_up: bool = False
+        self,
+        question: str,
+        mode: str = "agentic",
+        k: int = 0,
+        max_steps: int = 0,
+        follow_up: bool = False,
+        hits: Sequence[Hit] | None = None,
     ) -> Answer:
         """Answer `question`; `follow_up` keeps the conversation so far (agentic mode only).
+
+        `hits` are passages to answer from instead of searching (mode `rag` only).
 
         Raises `KitError` for an empty or overlong question and an unknown mode, and what the models
         and the retriever raise.
@@ -197,7 +205,9 @@ class Assistant:
         started, used, searched = time.perf_counter(), self._used(), self._searched()
         self.tool.k = k or self.profile.k
         self.tool.begin(question)
-        fields = getattr(self, f"_{mode}")(question, max_steps, follow_up)
+        fields = (
+            self._rag(question, hits) if mode == "rag" else getattr(self, f"_{mode}")(question, max_steps, follow_up)
+        )
         usage = self._used() - used
         return Answer(
             **fields,
@@ -235,8 +245,8 @@ class Assistant:
         answer = self.primary.complete([{"role": "user", "content": ask}]).text.strip()
         return _outcome(answer, answered="do not know" not in answer.lower())
 
-    def _rag(self, question: str, *_) -> dict:
-        hits = self.retriever.search(question, self.tool.k)
+    def _rag(self, question: str, hits: Sequence[Hit] | None) -> dict:
+        hits = self.retriever.search(question, self.tool.k) if hits is None else hits
         answer = plain_answer(self.primary, question, hits, self.profile.answer_tokens)
         sources = [{"source": h.source, "page": h.page, "quote": ""} for h in hits]
         return _outcome(answer or NOT_FOUND, bool(answer), sources if answer else [], [_step(question, hits)])

@@ -45,9 +45,9 @@ class Profile:
     base_url: str = ""  # of an OpenAI-compatible server, e.g. http://127.0.0.1:8000/v1
     api_key_env: str = ""  # the name of the environment variable that holds the key
     num_ctx: int = 8192  # tokens; the same for both roles, or Ollama reloads the shared weights
-    chunk_size: int = 600  # characters
-    chunk_overlap: int = 80  # characters
-    k: int = 5  # passages a search returns
+    chunk_size: int = 300  # characters: many small passages hold more of what is asked than few large ones
+    chunk_overlap: int = 40  # characters
+    k: int = 10  # passages a search returns
     max_steps: int = 3  # calls of the primary model for one question
     primary_tokens: int = 200  # budget of one call of the primary model
     thinking_tokens: int = 80  # budget of the reasoner's thoughts

@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import subprocess
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -53,13 +54,28 @@ class Document:
 
 @dataclass(frozen=True)
 class Chunk:
-    """A passage: at most `chunk_size` characters of one document. The same text keeps the same `id`."""
+    """A passage: at most `chunk_size` characters of one document, from character `start` of it.
+
+    The same text keeps the same `id`.
+    """
 
     id: str
     file: str
     source: str
     page: int | None
     text: str
+    start: int
+
+    @property
+    def searched(self) -> str:
+        """What the index searches: the text beneath its title, without which "the limit is 40" says nothing."""
+        return f"{title(self.source)}\n{self.text}"
+
+
+def title(source: str) -> str:
+    """A source as a heading: the title of a .jsonl row as it is, the words of a file's name otherwise."""
+    stem = Path(source).stem if source.lower().endswith(SUFFIXES) else source
+    return " ".join(re.split(r"[-_./\s]+", stem)) if stem != source else source
 
 
 def find_files(paths: Iterable[str | Path]) -> list[tuple[Path, str]]:
@@ -245,9 +261,13 @@ def split(documents: Iterable[Document], file: Path, chunk_size: int, chunk_over
     """
     from langchain_text_splitters import RecursiveCharacterTextSplitter
 
-    splitter = RecursiveCharacterTextSplitter(chunk_size=chunk_size, chunk_overlap=chunk_overlap)
+    splitter = RecursiveCharacterTextSplitter(chunk_size=chunk_size, chunk_overlap=chunk_overlap, add_start_index=True)
     path = printable(file)
     for document in documents:
-        for text in dict.fromkeys(splitter.split_text(document.text)):
-            parts = "\0".join((path, document.source, str(document.page), text))
-            yield Chunk(hashlib.sha256(parts.encode()).hexdigest()[:32], path, document.source, document.page, text)
+        places: dict[str, int] = {}
+        for part in splitter.create_documents([document.text]):
+            places.setdefault(part.page_content, part.metadata["start_index"])
+        for text, start in places.items():
+            key = "\0".join((path, document.source, str(document.page), text))
+            id = hashlib.sha256(key.encode()).hexdigest()[:32]
+            yield Chunk(id, path, document.source, document.page, text, start)

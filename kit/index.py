@@ -4,6 +4,8 @@ How files get in is in `kit.ingest`. Not known here: more than one collection in
 vectors that do not fit in memory, where Chroma keeps all of them while an index is open.
 """
 
+import contextlib
+import re
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -18,6 +20,11 @@ if TYPE_CHECKING:
     import numpy as np
 
 COLLECTION = "chunks"
+FORMAT = 2  # raised whenever what is embedded or how it is kept changes
+LONGEST_QUERY = 64  # words that `match` looks for
+
+
+Row = tuple[str, str, int | None, float, str, int]  # id, source, page, score, text, start
 
 
 class Embedder:
@@ -85,7 +92,7 @@ class Index:
             raise KitError(_no_index(folder))
         # Chroma read by one process while another writes it gives stale answers, or none.
         with _guarded(folder, wait=5):
-            index = cls(folder, embedder, {"embedding": embedder.name})
+            index = cls(folder, embedder, {"embedding": embedder.name, "format": FORMAT})
         if index.count() == 0:
             index.close()
             raise KitError(_no_index(folder))
@@ -103,6 +110,7 @@ class Index:
                 "give a size above 0 and an overlap below it."
             )
         settings = {"embedding": embedder.name, "chunk_size": chunk_size, "chunk_overlap": chunk_overlap}
+        settings["format"] = FORMAT
         with _guarded(Path(folder)):
             return cls(Path(folder), embedder, settings)
 
@@ -120,18 +128,43 @@ class Index:
         """Chunks in the index."""
         return self._collection.count()
 
-    def search(self, query: str, k: int) -> list[tuple[str, str, int | None, float, str]]:
-        """The `k` nearest chunks as (id, source, page, score, text), best first; the score is the cosine similarity."""
+    def search(self, query: str, k: int) -> list[Row]:
+        """The `k` nearest chunks, best first; the score is the cosine similarity."""
         found = self._collection.query(
             query_embeddings=self.embed([query], is_query=True),
             n_results=k,
             include=["documents", "metadatas", "distances"],
         )
-        columns = (found[name][0] for name in ("ids", "metadatas", "distances", "documents"))
-        rows = [
-            (i, m["source"], m.get("page"), min(1.0, 1.0 - d), text) for i, m, d, text in zip(*columns, strict=True)
-        ]
+        rows = _rows(*(found[name][0] for name in ("ids", "metadatas", "distances", "documents")))
         return sorted(rows, key=lambda row: (-row[3], row[0]))  # ties always in the same order
+
+    def match(self, query: str, n: int) -> list[str]:
+        """Ids of the `n` chunks that share the most telling words with `query`, best first.
+
+        The order is that of BM25 over stemmed words, as SQLite's FTS5 computes it
+        (https://www.sqlite.org/fts5.html); a chunk that shares no word is not among them.
+        """
+        words = list(dict.fromkeys(re.findall(r"\w+", query)))[:LONGEST_QUERY]
+        if not words:
+            return []
+        found = (
+            "select id from words join chunks on chunks.number = words.rowid where words match ? order by rank limit ?"
+        )
+        with contextlib.closing(
+            sqlite3.connect(f"{(self.folder / MANIFEST).absolute().as_uri()}?mode=ro", uri=True)
+        ) as db:
+            return [id for (id,) in db.execute(found, (" OR ".join(f'"{word}"' for word in words), n))]
+
+    def get(self, ids: list[str]) -> list[Row]:
+        """The chunks with these ids, in any order, as `search` returns them; the score is 0."""
+        found = self._collection.get(ids=ids, include=["documents", "metadatas"])
+        return _rows(found["ids"], found["metadatas"], [1.0] * len(found["ids"]), found["documents"])
+
+    def passages(self, source: str, page: int | None = None) -> list[Row]:
+        """Every chunk of a source, or of one page of it, as `search` returns them; the score is 1."""
+        where = {"source": source} if page is None else {"$and": [{"source": source}, {"page": page}]}
+        found = self._collection.get(where=where, include=["documents", "metadatas"])
+        return _rows(found["ids"], found["metadatas"], [0.0] * len(found["ids"]), found["documents"])
 
     def ingest(self, paths: list[str | Path]) -> dict:
         """Bring the index up to date with the files at and beneath `paths`.
@@ -181,6 +214,11 @@ def _connect(folder: Path, settings: dict):
     return client, client.get_or_create_collection(
         COLLECTION, embedding_function=None, configuration=cosine, metadata=settings
     )
+
+
+def _rows(ids, metadatas, distances, texts) -> list[Row]:
+    columns = zip(ids, metadatas, distances, texts, strict=True)
+    return [(i, m["source"], m.get("page"), min(1.0, 1.0 - d), text, m["start"]) for i, m, d, text in columns]
 
 
 def _no_index(folder: Path) -> str:

@@ -3,6 +3,7 @@
 Beside Chroma's own files the folder of an index holds `files.sqlite`, the manifest: which files are
 in, with which content, as which chunks. A file has no hash in it while it is being written. A chunk
 is noted there before Chroma gets it, with the number of the run, and is `live` once its file is whole.
+`words` is SQLite's own full-text index over the same chunks, under their row numbers.
 """
 
 import hashlib
@@ -20,8 +21,9 @@ BUFFER = 512  # chunks embedded in one call, across files: sorted by length they
 MANIFEST = "files.sqlite"
 TABLES = """
 create table if not exists files (path text primary key, source text, sha256 text, pages int, chunks int);
-create table if not exists chunks (id text primary key, path text, live int, run int) without rowid;
+create table if not exists chunks (number integer primary key, id text unique, path text, live int, run int);
 create index if not exists chunks_of_file on chunks (path);
+create virtual table if not exists words using fts5(text, tokenize = 'porter unicode61 remove_diacritics 2');
 """
 
 
@@ -43,6 +45,7 @@ class Ingest:
         if collection.count() == 0:  # a manifest that was left alone knows of chunks that are nowhere
             self._sql("delete from files")
             self._sql("delete from chunks")
+            self._sql("delete from words")
 
     def __enter__(self):
         return self
@@ -132,15 +135,18 @@ class Ingest:
         new = {chunk.id: chunk for chunk in self.buffer}
         for chunk in new.values():
             self._sql(
-                "insert into chunks values (?, ?, 0, ?) on conflict do update set run = excluded.run",
+                "insert into chunks (id, path, live, run) values (?, ?, 0, ?) "
+                "on conflict do update set run = excluded.run",
                 *(chunk.id, chunk.file, self.run),
             )
+            (number,) = self._sql("select number from chunks where id = ?", chunk.id).fetchone()
+            self._sql("insert or replace into words (rowid, text) values (?, ?)", number, chunk.searched)
         self.manifest.commit()  # from here on the chunks can be found again, whatever happens
         for ids in _batches(list(new), self.batch):
             for known in self.collection.get(ids=ids, include=[])["ids"]:
                 del new[known]
         chunks = list(new.values())
-        vectors = self.embed([chunk.text for chunk in chunks]) if chunks else []
+        vectors = self.embed([chunk.searched for chunk in chunks]) if chunks else []
         for rows in _batches(range(len(chunks)), self.batch):
             self.collection.add(
                 ids=[chunks[i].id for i in rows],
@@ -165,9 +171,10 @@ class Ingest:
 
     def _delete(self, where: str, *values) -> None:
         """Delete chunks, from Chroma first: the manifest must know of all that Chroma has."""
-        while rows := self._sql(f"select id from chunks where {where} limit {self.batch}", *values).fetchall():
-            self.collection.delete(ids=[row[0] for row in rows])
-            self.manifest.executemany("delete from chunks where id = ?", rows)
+        while rows := self._sql(f"select id, number from chunks where {where} limit {self.batch}", *values).fetchall():
+            self.collection.delete(ids=[id for id, _ in rows])
+            for table, key in (("words", "rowid"), ("chunks", "number")):
+                self.manifest.executemany(f"delete from {table} where {key} = ?", [(number,) for _, number in rows])
 
     def _sql(self, statement: str, *values) -> sqlite3.Cursor:
         return self.manifest.execute(statement, values)
@@ -191,4 +198,5 @@ def _batches(items, size: int) -> Iterator:
 
 
 def _metadata(chunk: Chunk) -> dict:
-    return {"source": chunk.source} if chunk.page is None else {"source": chunk.source, "page": chunk.page}
+    page = {} if chunk.page is None else {"page": chunk.page}
+    return {"source": chunk.source, "start": chunk.start, **page}

@@ -44,9 +44,9 @@ def call(query: str) -> dict:
     return {"action": "rag_with_reasoner", "input": {"question": query}}
 
 
-def found(result: str, *quotes: tuple[int, str]) -> dict:
-    return {"evidence": [{"passage": n, "quote": q} for n, q in quotes], "found": True, "result": result}
+def found(result: str, *quotes: str) -> dict:
+    return {"evidence": list(quotes), "found": True, "result": result}
 
 
-def missing(search: str, *quotes: tuple[int, str]) -> dict:
-    return {"evidence": [{"passage": n, "quote": q} for n, q in quotes], "found": False, "search": search}
+def missing(search: str, *quotes: str) -> dict:
+    return {"evidence": list(quotes), "found": False, "search": search}

@@ -28,7 +28,7 @@ def talk(lines: list[str], primary: list, reasoner: list) -> str:
 
 
 def test_an_answer_its_sources_and_its_steps():
-    said = talk(["Rent?", "/sources", "/steps", "/quit"], [call("rent")], ["", found("48,000", (1, "48,000 euros"))])
+    said = talk(["Rent?", "/sources", "/steps", "/quit"], [call("rent")], ["", found("48,000", "48,000 euros")])
     assert "48,000\n" in said and "lease.pdf, page 1: “48,000 euros”" in said and "search “rent”" in said
     assert "2 model calls" not in said and "3 model calls" in said
 
@@ -39,13 +39,13 @@ def test_before_the_first_answer_and_unknown_commands():
 
 
 def test_an_error_is_a_sentence_and_the_conversation_goes_on():
-    said = talk(["Rent?", "Rent?"], [KitError("Ollama is away."), call("r")], ["", found("48,000", (1, "48,000"))])
+    said = talk(["Rent?", "Rent?"], [KitError("Ollama is away."), call("r")], ["", found("48,000", "48,000")])
     assert "Ollama is away.\n" in said and "48,000\n" in said
 
 
 def test_clear_forgets():
     primary = [call("a"), call("b")]
-    reasoner = ["", found("one", (1, "The")), "", found("two", (1, "The"))]
+    reasoner = ["", found("one", "The"), "", found("two", "The")]
     model = FakeChat(*primary)
     assistant = Assistant(PROFILES["ci"], model, FakeChat(*reasoner), FakeRetriever([RENT]))
     lines = iter(["first", "/clear", "second", "/quit"])
@@ -55,13 +55,13 @@ def test_clear_forgets():
 
 def test_dropped_quotes_are_said():
     assistant = Assistant(
-        PROFILES["ci"], FakeChat(call("r")), FakeChat("", found("1", (1, "no"), (1, "rent"))), FakeRetriever([RENT])
+        PROFILES["ci"], FakeChat(call("r")), FakeChat("", found("1", "no", "rent")), FakeRetriever([RENT])
     )
     text = format_sources(assistant.ask("Rent?"))
     assert "1 quotation not found word for word" in text
 
 
 def test_a_full_answer_shows_cost():
-    primary, reasoner = FakeChat(call("r")), FakeChat("", found("1", (1, "48,000")))
+    primary, reasoner = FakeChat(call("r")), FakeChat("", found("1", "48,000"))
     text = format_answer(Assistant(PROFILES["ci"], primary, reasoner, FakeRetriever([RENT])).ask("Rent?"))
     assert "30 tokens read · 15 written" in text

@@ -16,7 +16,7 @@ from conftest import write_pdf
 
 from kit import pdf as pdf_module
 from kit.config import KitError
-from kit.corpus import Document, find_files, read, split
+from kit.corpus import Document, find_files, read, split, title
 from kit.pdf import PdfReader, ReadError
 
 
@@ -400,6 +400,16 @@ def test_chunks_have_stable_ids_and_stay_within_their_page(tmp_path):
     assert chunks[-1] == next(split(pages[1:], tmp_path / "a.pdf", 100, 20))
     (other,) = split(pages[1:], tmp_path / "b.pdf", 100, 20)
     assert other.id != chunks[-1].id
+
+
+def test_a_chunk_knows_where_it_stands_and_what_it_is_about(tmp_path):
+    page = Document("travel_policy-v2.pdf", "alpha beta gamma delta " * 20, 1)
+    chunks = list(split([page], tmp_path / "a.pdf", 100, 20))
+    assert all(
+        page.text.startswith(chunk.text, chunk.start) or chunk.text in page.text[: chunk.start] for chunk in chunks
+    )
+    assert chunks[0].searched.startswith("travel policy v2\nalpha")
+    assert [title(s) for s in ("dir/q-1.html", "St. John's", "U.S. Route 1")] == ["q 1", "St. John's", "U.S. Route 1"]
 
 
 def test_the_same_text_comes_once_a_page(tmp_path):

@@ -64,7 +64,7 @@ def test_pages_of_a_pdf_are_found_by_number(tmp_path, embedder):
     write_pdf(tmp_path / "docs/sub/Årsrapport 年次.pdf", ["Nothing here.", "", "The lighthouse keeper left."])
     with make(tmp_path, embedder) as index:
         assert counts(index.ingest([tmp_path / "docs"])) == (1, 3, 2, 1, 0, 0)
-        _, source, page, score, text = index.search("lighthouse keeper", 1)[0]
+        _, source, page, score, text, _ = index.search("lighthouse keeper", 1)[0]
     assert (source, page, text) == ("sub/Årsrapport 年次.pdf", 3, "The lighthouse keeper left.")
     assert 0.5 < score <= 1.0
 
@@ -332,7 +332,7 @@ def test_search_gives_the_nearest_first_and_no_more_than_there_is(tmp_path, docs
         rows = index.search("an owl hunts by night", 10)
         assert len(rows) == 4 and rows[0][1] == "Owls" and rows[0][2] is None
         assert [row[3] for row in rows] == sorted((row[3] for row in rows), reverse=True)
-        query, text = embedder.encode(["an owl hunts by night", rows[0][4]])
+        query, text = embedder.encode(["an owl hunts by night", f"Owls\n{rows[0][4]}"])
         assert rows[0][3] == pytest.approx(float(query @ text), abs=1e-5)  # the score is the cosine
 
 

@@ -24,6 +24,44 @@ def test_hits(retriever):
     assert retriever.search("night owl", 1) == [first]  # the same question, the same passages
 
 
+def test_all_passages_of_a_source(retriever):
+    (found,) = retriever.passages([{"source": "b.txt"}, {"source": "b.txt"}])
+    assert (found.source, found.page, found.text) == ("b.txt", None, "A comet has a tail.")
+    with pytest.raises(KitError, match=r"b\.txt, page 2 is not in the index"):
+        retriever.passages([{"source": "a.txt"}, {"source": "b.txt", "page": 2}])
+
+
+def test_a_word_finds_what_its_vector_does_not(tmp_path, embedder):
+    for n in range(60):
+        (tmp_path / f"{n}.txt").write_text(f"The boat sails at {n} and again and again, as boats do.")
+    (tmp_path / "x.txt").write_text("Invoice KX-4471 for a winch, paid by the harbour office, in two parts, late.")
+    with Index.create(tmp_path / "index", embedder, 200, 20) as index:
+        index.ingest([tmp_path])
+        query = "The boat sails and sails again as the boat of invoice kx-4471"
+        dense, hybrid = (Retriever(index, hybrid=way).search(query, 30) for way in (False, True))
+    assert "x.txt" not in [hit.source for hit in dense]
+    assert "x.txt" in [hit.source for hit in hybrid]
+    assert all(0 < hit.score <= 1 for hit in hybrid) and [h.score for h in hybrid] == sorted(
+        (h.score for h in hybrid), reverse=True
+    )
+
+
+@pytest.mark.parametrize("query", ['"', "AND OR NOT", "a*b NEAR(c)", "?!", "x" * 5000])
+def test_a_query_is_no_search_expression(retriever, query):
+    assert len(retriever.search(query, 5)) == 2
+
+
+def test_the_title_of_a_file_is_searched(tmp_path, embedder):
+    (tmp_path / "leave-policy.txt").write_text("Twenty days.")
+    (tmp_path / "price-list.txt").write_text("Twenty euros.")
+    with Index.create(tmp_path / "index", embedder, 200, 20) as index:
+        index.ingest([tmp_path])
+        assert Retriever(index).search("leave", 1)[0].source == "leave-policy.txt"
+        (tmp_path / "leave-policy.txt").unlink()
+        index.ingest([tmp_path])
+        assert index.match("leave", 5) == [], "what is gone is not found by its words either"
+
+
 def test_the_seconds_add_up(retriever):
     assert retriever.seconds == 0
     retriever.search("owl", 1)
