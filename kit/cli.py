@@ -16,6 +16,7 @@ from pathlib import Path
 from kit import __version__
 from kit.config import KitError, load_profile, remember_profile
 
+ASK_MODES = ("closed", "rag", "reasoner", "agentic")  # kit.agent.MODES, which takes seconds to import
 EXAMPLES = """\
 a first session:
   kit setup                              install the engine and the models (once, some minutes)
@@ -23,6 +24,7 @@ a first session:
   kit search "notice period"             look at what retrieval alone finds
   kit ask "Who signed the lease?"        let the agent answer, with sources
   kit chat                               the same as a conversation
+  kit evaluate --questions q.jsonl --out results     measure it on questions of your own
 
 `kit COMMAND --help` explains one command. Every command takes --json, --profile and --debug.
 """
@@ -97,7 +99,7 @@ def _search(args, profile) -> int:
 def _ask(args, profile) -> int:
     from kit import chat
 
-    with _assistant(args, profile) as assistant:
+    with _assistant(args, profile) as (assistant, _):
         answer = assistant.ask(args.question, args.mode, args.k or 0, args.max_steps or 0)
     _print(args, asdict(answer), lambda _: chat.format_answer(answer))
     return 0
@@ -106,26 +108,53 @@ def _ask(args, profile) -> int:
 def _chat(args, profile) -> int:
     from kit import chat
 
-    with _assistant(args, profile) as assistant:
+    with _assistant(args, profile) as (assistant, _):
         chat.terminal(assistant)
+    return 0
+
+
+def _evaluate(args, profile) -> int:
+    from kit import engine, evaluation
+
+    questions, left_out = evaluation.read_questions(args.questions)
+    questions = questions[: args.limit]
+    for line in left_out:
+        _say(line["error"])
+    settings = {"profile": profile.name, "primary": profile.model_name("primary")}
+    settings |= {"reasoner": profile.model_name("reasoner"), "index": str(_folder(args, profile)), "k": profile.k}
+    with _assistant(args, profile) as (assistant, server):
+
+        def answer(question: dict, mode: str) -> dict:
+            gold = assistant.retriever.passages(question["sources"]) if mode == "gold" else None
+            return asdict(assistant.ask(question["question"], "rag" if mode == "gold" else mode, hits=gold))
+
+        def recover(error: KitError) -> bool:
+            return server is not None and engine.revive(server, profile)
+
+        rows = evaluation.run(questions, args.modes, answer, args.out, settings, recover)
+        result = evaluation.summarize(questions, rows)
+        result["retrieval"] = evaluation.retrieval(questions, assistant.retriever.search, profile.k)
+    plots = evaluation.plot(result, args.out)
+    result |= {"stand_in_reasoner": profile.stand_in, "left_out": left_out, "plots": [str(path) for path in plots]}
+    _print(args, result, _evaluate_text)
     return 0
 
 
 @contextlib.contextmanager
 def _assistant(args, profile):
-    """An assistant over the index, with the engine running as long as it is used."""
+    """An assistant over the index, and the engine (None where the provider is another), running for the block."""
     from kit import engine, models
     from kit.agent import Assistant
     from kit.llm import chat_model
 
     retriever = _retriever(args, profile) if getattr(args, "mode", "") != "closed" else None
     with contextlib.ExitStack() as stack:
-        url = stack.enter_context(engine.running(profile)).url if profile.provider == "ollama" else ""
+        server = stack.enter_context(engine.running(profile)) if profile.provider == "ollama" else None
+        url = server.url if server else ""
         for line in models.describe(profile, url):
             _say(line)
-        yield Assistant(
-            profile, chat_model(profile, "primary", url), chat_model(profile, "reasoner", url), retriever, _event
-        )
+        primary, reasoner = (chat_model(profile, role, url) for role in ("primary", "reasoner"))
+        yield Assistant(profile, primary, reasoner, retriever, _event), server
 
 
 def _retriever(args, profile):
@@ -188,6 +217,28 @@ def _ingest_text(result: dict) -> str:
     return "\n".join(lines + [f"failed: {f['file']}: {f['error']}" for f in result["failed"]])
 
 
+def _evaluate_text(result: dict) -> str:
+    columns = {"n": "n", "em": "em", "f1": "f1", "abstention_recall": "declined right", "answerable_declined": "wrong"}
+    columns |= {"calls": "calls", "prompt_tokens": "read", "output_tokens": "written", "seconds_p50": "s p50"}
+    columns |= {"seconds_p90": "s p90"}
+    lines = [["mode", *columns.values()]]
+    lines += [
+        [mode, *("" if row[key] is None else f"{row[key]:g}" for key in columns)]
+        for mode, row in result["modes"].items()
+    ]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    table = ["  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
+    tests = [
+        f"{t['b']} against {t['a']}, {t['type']}: {t['measure']} {t['delta']:+.3f} (p {t['p']:.4f}, {t['test']})"
+        for t in result["paired"]
+    ]
+    found = ", ".join(f"{name} {value}" for name, value in result["retrieval"].items())
+    played = ["The reasoner is a stand-in: these figures are not those of a reasoning model."] * result[
+        "stand_in_reasoner"
+    ]
+    return "\n".join([*table, "", *tests, "", f"retrieval: {found}", *result["plots"], *played])
+
+
 def _search_text(result: dict) -> str:
     from kit.chat import place
 
@@ -240,8 +291,20 @@ def _parser() -> argparse.ArgumentParser:
         "model reads them; agentic, the primary model calls the reasoner as a tool and tries again.",
     )
     ask.add_argument("question", metavar="QUESTION")
-    ask.add_argument("--mode", choices=("closed", "rag", "reasoner", "agentic"), default="agentic")
+    ask.add_argument("--mode", choices=ASK_MODES, default="agentic")
     ask.add_argument("--max-steps", type=_positive, metavar="N", help="calls of the primary model, at most")
+    evaluate = command(
+        "evaluate",
+        _evaluate,
+        "Answer a file of questions in several modes and measure it; a stopped run goes on where it was.",
+        place,
+        epilog="Rows are appended to OUT/rows.jsonl as they are made. modes: those of ask, and gold: plain answering "
+        "over the gold sources of each question, the ceiling of the weights.",
+    )
+    evaluate.add_argument("--questions", required=True, metavar="FILE", help="a .jsonl file of questions")
+    evaluate.add_argument("--modes", type=_modes, default="rag,agentic", metavar="A,B", help="default: rag,agentic")
+    evaluate.add_argument("--out", required=True, metavar="DIR", help="folder for rows and plots")
+    evaluate.add_argument("--limit", type=_positive, metavar="N", help="only the first N questions")
     command("chat", _chat, "Talk with the agent in the terminal; type / for what else it knows.", place)
     return parser
 
@@ -251,3 +314,10 @@ def _positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value} is not positive")
     return value
+
+
+def _modes(text: str) -> list[str]:
+    modes, known = text.split(","), (*ASK_MODES, "gold")
+    if wrong := [mode for mode in modes if mode not in known]:
+        raise argparse.ArgumentTypeError(f"there is no mode {wrong[0]!r}; choose of {', '.join(known)}")
+    return list(dict.fromkeys(modes))

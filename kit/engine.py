@@ -111,6 +111,22 @@ def running(profile: Profile, keep: bool = False) -> Iterator[Engine]:
             _end(process.pid)
 
 
+def revive(server: Engine, profile: Profile) -> bool:
+    """Bring back a server of `running` that has died, on its address; False where it answers, so another thing failed.
+
+    One that we started is started again. Another's is waited for, and True means: try again. Raises
+    `KitError` where ours does not come up.
+    """
+    if answering_version(server.url):
+        return False
+    if server.path is None:
+        time.sleep(START_SECONDS / 6)
+    else:
+        process = _start(server.path, urlsplit(server.url).port, profile.home, tied=True)
+        _wait_until_up(process, server.url, _log(profile.home))
+    return True
+
+
 def stop(profile: Profile) -> bool:
     """Stop the server that `running(keep=True)` left; False where there is none."""
     if not (kept := _read_json(_record(profile))):

@@ -32,6 +32,7 @@ def run(capsys, *argv: str) -> tuple[int, str, str]:
         ["search", "q", "--k", "five"],
         ["search", "q", "--profile", "huge"],
         ["search", "q", "--profile", "missing.toml"],
+        ["evaluate", "--questions", "q.jsonl", "--out", "o", "--modes", "rag,magic"],
     ],
 )
 def test_wrong_use_is_status_2(capsys, argv):
@@ -46,6 +47,7 @@ def test_wrong_use_is_status_2(capsys, argv):
         (["ask", "Who?"], "There is no index in"),
         (["ingest", "nowhere"], "nowhere"),
         (["ingest", "{empty}"], "no document"),
+        (["evaluate", "--questions", "nowhere.jsonl", "--out", "{empty}"], "nowhere.jsonl cannot be read"),
         (["ingest", "{empty}", "--chunk-size", "10", "--chunk-overlap", "10"], "cannot overlap"),
     ],
 )
@@ -67,7 +69,7 @@ def test_debug_shows_the_traceback():
 def test_help_teaches(capsys):
     status, out, _ = run(capsys, "--help")
     assert status == 0
-    for command in ("setup", "doctor", "ingest", "search", "ask", "chat"):
+    for command in ("setup", "doctor", "ingest", "search", "ask", "evaluate", "chat"):
         assert f"kit {command}" in out or f"    {command} " in out
     _, out, _ = run(capsys, "ask", "--help")
     assert "closed" in out and "agentic" in out

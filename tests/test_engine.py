@@ -4,6 +4,7 @@ import functools
 import hashlib
 import http.server
 import io
+import json
 import os
 import signal
 import subprocess
@@ -268,6 +269,20 @@ def test_a_kept_server_is_found_again_until_it_is_stopped(profile, tmp_path):
         assert (second.url, second.source) == (first.url, "server")
     assert engine.stop(elsewhere) is True
     assert engine.answering_version(first.url) is None
+
+
+def test_a_server_of_ours_that_died_comes_back_on_its_address(profile, tmp_path):
+    fake_binary(profile.home / "engine" / "bin" / "ollama")
+    (profile.home / "engine" / "engine.json").write_text(json.dumps({"version": "0.32.15", "source": "archive"}))
+    with engine.running(profile) as server:
+        assert not engine.revive(server, profile), "it answers, so it is not to blame"
+        (dead,) = psutil.Process().children()
+        dead.kill()
+        dead.wait()
+        assert engine.revive(server, profile)
+        assert engine.answering_version(server.url) == "0.32.15"
+        (again,) = psutil.Process().children()
+        engine._end(again.pid)
 
 
 def test_a_server_that_dies_at_once_names_its_log(profile, tmp_path):

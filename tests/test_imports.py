@@ -22,6 +22,7 @@ ALLOWED = {
     "agent": {"config", "llm", "retriever", "reasoner"},
     "chat": {"config", "agent"},
     "doctor": {"config", "engine", "models", "index"},
+    "evaluation": {"config"},
 }
 
 

@@ -1,0 +1,361 @@
+"""Measure answers and retrieval: rows in, figures out, with intervals, paired tests and plots.
+
+It is handed callables that answer, search and recover, so it measures any system, not only this
+one. A row for each question and mode is appended to `rows.jsonl` at once: a run that was stopped
+goes on where it was. What is measured by a library is left to it: ir-measures, torchmetrics (the
+SQuAD script) and scipy.
+
+Not known here: models, indexes, and whether an answer that is worded differently means the same.
+"""
+
+import itertools
+import json
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from kit.config import KitError
+
+ROWS, SETTINGS = "rows.jsonl", "run.json"
+RESAMPLES = 9999
+DEAD_SECONDS = 600.0  # how long a run waits for an engine to come back
+
+Answering = Callable[[dict, str], dict]  # (question, mode) -> what `kit ask --json` prints
+
+
+def read_questions(path: str | Path) -> tuple[list[dict], list[dict]]:
+    """The questions of a .jsonl file, and a `{line, error}` for each line that is left out.
+
+    A question is `{"id", "question", "answer", "aliases", "sources", "type", "answerable"}`, of which
+    `aliases`, `sources`, `type` and `answerable` (true unless the answer is empty) may be missing. Raises
+    `KitError` for a file that cannot be read or holds no question, and for an id that comes twice.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise KitError(f"The question file {path} cannot be read ({error}); give a .jsonl file in UTF-8.") from error
+    questions: dict[str, dict] = {}
+    bad: list[dict] = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            question = _question(json.loads(line))
+        except (ValueError, RecursionError) as error:
+            bad.append({"line": number, "error": f"Line {number} of {path} is left out: {error}."})
+            continue
+        if question["id"] in questions:
+            raise KitError(f"The id {question['id']!r} in line {number} of {path} comes twice; ids must be unique.")
+        questions[question["id"]] = question
+    if not questions:
+        raise KitError(f'There is no question in {path}; each line is an object with "id", "question" and "answer".')
+    return list(questions.values()), bad
+
+
+def _question(row: object) -> dict:
+    if not isinstance(row, dict):
+        raise ValueError("it is no JSON object")
+    for key in ("id", "question", "answer"):
+        if not isinstance(row.get(key), str) or (key != "answer" and not row[key].strip()):
+            raise ValueError(f'it has no text under "{key}"')
+    aliases, sources = row.get("aliases") or [], row.get("sources") or []
+    if not all(isinstance(alias, str) for alias in aliases):
+        raise ValueError('"aliases" is no list of texts')
+    if not all(isinstance(s, dict) and isinstance(s.get("source"), str) for s in sources):
+        raise ValueError('"sources" is no list of objects with a "source"')
+    answerable = row.get("answerable", bool(row["answer"].strip()))
+    return {**row, "aliases": aliases, "sources": sources, "type": row.get("type", "all"), "answerable": answerable}
+
+
+def run(
+    questions: Sequence[dict],
+    modes: Sequence[str],
+    answer: Answering,
+    out: str | Path,
+    settings: dict,
+    recover: Callable[[KitError], bool] = lambda error: False,
+) -> list[dict]:
+    """Ask every question in every mode, and return a row for each, those of an earlier run included.
+
+    The modes of a question come one after the other, so that a machine whose speed drifts treats
+    them alike. `settings` says what is measured: rows of other settings in `out` are refused. When
+    `answer` raises a `KitError`, `recover` is asked to mend the cause; where it returns False the
+    row keeps the error and counts as a wrong answer.
+    """
+    out = Path(out)
+    _same_settings(out, settings)
+    path = out / ROWS
+    rows = [json.loads(line) for line in _whole_lines(path)]
+    known = {(row["id"], row["question"], row["mode"]): row for row in rows}
+    wanted = [(question["id"], question["question"], mode) for question in questions for mode in modes]
+    asked = {question["id"]: question for question in questions}
+    todo = [key for key in wanted if key not in known]
+    done = len(wanted) - len(todo)
+    with path.open("a", encoding="utf-8") as file, tqdm(total=len(wanted), initial=done, disable=None) as bar:
+        for key in todo:
+            id, text, mode = key
+            known[key] = {"id": id, "question": text, "mode": mode, **_answered(asked[id], mode, answer, recover)}
+            file.write(json.dumps(known[key], ensure_ascii=False) + "\n")
+            file.flush()
+            bar.update()
+    return [known[key] for key in wanted]
+
+
+def _whole_lines(path: Path) -> list[str]:
+    """The rows that an earlier run wrote to their end; a half line of a killed run is cut off."""
+    if not path.exists():
+        return []
+    text = path.read_text(encoding="utf-8")
+    whole = text[: text.rfind("\n") + 1]
+    if whole != text:
+        path.write_text(whole, encoding="utf-8")
+    return whole.splitlines()
+
+
+def _same_settings(out: Path, settings: dict) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    record = out / SETTINGS
+    then = json.loads(record.read_text(encoding="utf-8")) if record.exists() else settings
+    if other := [key for key in settings if then.get(key) != settings[key]]:
+        raise KitError(
+            f"{out} holds rows of a run with another {', '.join(other)}; use another --out folder, or delete this one."
+        )
+    record.write_text(json.dumps(settings, indent=1, ensure_ascii=False), encoding="utf-8")
+
+
+def _answered(question: dict, mode: str, answer: Answering, recover: Callable) -> dict:
+    give_up = time.monotonic() + DEAD_SECONDS
+    while True:
+        try:
+            return {**answer(question, mode), "error": ""}
+        except KitError as error:
+            if time.monotonic() > give_up or not recover(error):
+                return {
+                    "answer": "",
+                    "answered": False,
+                    "sources": [],
+                    "usage": {},
+                    "seconds": 0.0,
+                    "error": str(error),
+                }
+
+
+def score(question: dict, row: dict) -> dict:
+    """Exact match and token F1 of one answer, its citation precision and recall, and whether it declined.
+
+    Exact match and F1 are those of the SQuAD script (Rajpurkar et al., arXiv 1606.05250), the best
+    over the gold answer and its aliases; as in HotpotQA's (Yang et al., arXiv 1809.09600), yes and no
+    earn F1 only when they match. A declined question scores 0. Citation precision is the share of
+    cited places that are gold, recall the share of gold places that are cited; None without gold.
+    """
+    from torchmetrics.functional.text import squad
+
+    said = row["answer"] if row["answered"] else ""
+    gold = [question["answer"], *question["aliases"]]
+    target = {"answers": {"text": gold, "answer_start": [0] * len(gold)}, "id": "1"}
+    measured = squad([{"prediction_text": said, "id": "1"}], [target])
+    em, f1 = (measured[key].item() / 100 for key in ("exact_match", "f1"))
+    words = {text.strip(" .").lower() for text in (said, question["answer"])}
+    if words & {"yes", "no"} and not em:
+        f1 = 0.0
+    places = [(s["source"], s.get("page")) for s in question["sources"]]
+    cited = {_gold_place(s["source"], s.get("page"), places) for s in row["sources"]}
+    return {
+        "em": em,
+        "f1": f1,
+        "declined": not row["answered"],
+        "citation_precision": len(cited & set(places)) / len(cited) if places and cited else None,
+        "citation_recall": len(cited & set(places)) / len(set(places)) if places and row["answered"] else None,
+    }
+
+
+def _gold_place(source: str, page: int | None, gold: Iterable[tuple]) -> tuple:
+    """The place as the gold names it: a gold source without a page means all of its pages."""
+    return (source, None) if (source, None) in gold else (source, page)
+
+
+def summarize(questions: Sequence[dict], rows: Sequence[dict], seed: int = 0) -> dict:
+    """`{modes: {mode: figures}, paired: [...]}` over rows of `run`.
+
+    Exact match, F1 and citations are means over the answerable questions, with 95% intervals by
+    bootstrap (Efron, BCa); abstention is over all: of the declined, the share that is unanswerable
+    (precision), and of the unanswerable, the share that was declined (recall). Calls, tokens and
+    engine seconds are medians. `by_type` repeats n, em and f1 for each type of question. `paired`
+    compares each two modes, over all answerable questions and over each type.
+    """
+    asked = {question["id"]: question for question in questions}
+    table: dict[str, dict[str, dict]] = {}
+    for row in rows:
+        if row["id"] in asked:
+            table.setdefault(row["mode"], {})[row["id"]] = {**row, **score(asked[row["id"]], row)}
+    rng = np.random.default_rng(seed)
+    return {
+        "modes": {mode: _figures(asked, scored, rng) for mode, scored in table.items()},
+        "paired": _paired(asked, table, rng),
+    }
+
+
+def _figures(asked: dict, scored: dict[str, dict], rng) -> dict:
+    known = [row for i, row in scored.items() if asked[i]["answerable"]]
+    absent = [row for i, row in scored.items() if not asked[i]["answerable"]]
+    figures: dict = {
+        "n": len(scored),
+        "answerable": len(known),
+        "errors": sum(bool(r["error"]) for r in scored.values()),
+    }
+    for measure in ("em", "f1"):
+        values = [row[measure] for row in known]
+        figures[measure], figures[f"{measure}_ci"] = _mean(values), interval(values, rng)
+    for measure in ("citation_precision", "citation_recall"):
+        figures[measure] = _mean([row[measure] for row in known if row[measure] is not None])
+    declined = [row for row in (*known, *absent) if row["declined"]]
+    figures["abstention_precision"] = _mean([not asked[row["id"]]["answerable"] for row in declined])
+    figures["abstention_recall"] = _mean([row["declined"] for row in absent])
+    figures["answerable_declined"] = _mean([row["declined"] for row in known])
+    for key in ("calls", "prompt_tokens", "output_tokens", "engine_seconds"):
+        figures[key] = _quantile([row["usage"][key] for row in scored.values() if row["usage"]], 0.5)
+    seconds = [row["seconds"] for row in scored.values() if not row["error"]]
+    figures |= {"seconds_p50": _quantile(seconds, 0.5), "seconds_p90": _quantile(seconds, 0.9)}
+    figures["by_type"] = {
+        kind: {"n": len(of), "em": _mean([r["em"] for r in of]), "f1": _mean([r["f1"] for r in of])}
+        for kind, of in _by_type(asked, known).items()
+    }
+    return figures
+
+
+def _by_type(asked: dict, rows: Iterable[dict]) -> dict[str, list[dict]]:
+    kinds: dict[str, list[dict]] = {}
+    for row in rows:
+        kinds.setdefault(asked[row["id"]]["type"], []).append(row)
+    return kinds
+
+
+def interval(values: Sequence[float], rng=None, level: float = 0.95) -> list[float] | None:
+    """The bootstrap interval (BCa) of the mean of `values`; None for fewer than two values."""
+    from scipy.stats import bootstrap
+
+    if len(values) < 2:
+        return None
+    if len(set(values)) == 1:  # nothing to resample
+        return [float(values[0])] * 2
+    found = bootstrap((values,), np.mean, n_resamples=RESAMPLES, confidence_level=level, rng=rng).confidence_interval
+    return [round(float(found.low), 4), round(float(found.high), 4)]
+
+
+def _paired(asked: dict, table: dict[str, dict], rng) -> list[dict]:
+    found = []
+    for a, b in itertools.combinations(table, 2):
+        both = [i for i in table[a] if i in table[b] and asked[i]["answerable"]]
+        kinds = {"all": both}
+        for i in both:
+            kinds.setdefault(asked[i]["type"], []).append(i)
+        for kind, ids in kinds.items():
+            if kind == "all" or len(kinds) > 2:
+                for measure in ("em", "f1"):
+                    values = [np.array([table[mode][i][measure] for i in ids]) for mode in (a, b)]
+                    found.append({"a": a, "b": b, "measure": measure, "type": kind, **compare(*values, measure, rng)})
+    return found
+
+
+def compare(a: np.ndarray, b: np.ndarray, measure: str = "f1", rng=None) -> dict:
+    """`{test, delta, ci, p}` for the difference b − a of two measurements of the same n questions.
+
+    For exact match McNemar's test in its exact form (a binomial test of the questions that only one
+    of them got right), for F1 a paired randomization test; both are two-sided.
+    """
+    from scipy.stats import binomtest, permutation_test
+
+    difference = b - a
+    if measure == "em":
+        only_a, only_b = int((difference < 0).sum()), int((difference > 0).sum())
+        test, p = "mcnemar", binomtest(only_b, only_a + only_b).pvalue if only_a + only_b else 1.0
+    else:
+        same = not difference.any()
+        test = "randomization"
+        p = (
+            1.0
+            if same
+            else permutation_test(
+                (a, b),
+                lambda x, y, axis: np.mean(y - x, axis=axis),
+                permutation_type="samples",
+                vectorized=True,
+                n_resamples=RESAMPLES,
+                rng=rng,
+            ).pvalue
+        )
+    delta = float(difference.mean()) if len(difference) else 0.0
+    return {"test": test, "delta": round(delta, 4), "ci": interval(list(difference), rng), "p": round(float(p), 5)}
+
+
+def retrieval(questions: Iterable[dict], search: Callable[[str, int], Sequence], k: int) -> dict:
+    """`{"hit@k", "recall@k", "mrr", "ndcg"}` of `search(query, k)` over the questions that have gold sources.
+
+    A place counts once, at its best rank; `search` returns objects with `source` and `page`. hit@k asks
+    for one gold place among the k passages, recall@k for the share of them. None where no question has any.
+    """
+    import ir_measures
+    from ir_measures import RR, R, Success, nDCG
+
+    qrels, ranking = {}, {}
+    for question in questions:
+        places = [(s["source"], s.get("page")) for s in question["sources"]]
+        if places and question["answerable"]:
+            qrels[question["id"]] = {json.dumps(place): 1 for place in places}
+            hits = search(question["question"], k)
+            found = dict.fromkeys(json.dumps(_gold_place(hit.source, hit.page, places)) for hit in hits)
+            ranking[question["id"]] = {place: float(len(found) - n) for n, place in enumerate(found)}
+    names = {Success @ k: f"hit@{k}", R @ k: f"recall@{k}", RR @ k: "mrr", nDCG @ k: "ndcg"}
+    if not qrels:
+        return dict.fromkeys(names.values())
+    measured = ir_measures.calc_aggregate(list(names), qrels, ranking)
+    return {name: round(measured[measure], 4) for measure, name in names.items()}
+
+
+def plot(summary: dict, out: str | Path) -> list[Path]:
+    """Write `answers.png` (exact match and F1 with intervals) and `cost.png` (seconds and tokens) into `out`."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    modes = summary["modes"]
+    figure, axis = plt.subplots(figsize=(6, 3.2), layout="constrained")
+    for offset, (measure, label) in enumerate((("em", "exact match"), ("f1", "token F1"))):
+        heights = [modes[mode][measure] or 0 for mode in modes]
+        ends = [modes[mode][f"{measure}_ci"] or (height, height) for mode, height in zip(modes, heights, strict=True)]
+        errors = [
+            [max(0, h - lo) for h, (lo, _) in zip(heights, ends, strict=True)],
+            [max(0, hi - h) for h, (_, hi) in zip(heights, ends, strict=True)],
+        ]
+        axis.bar(np.arange(len(modes)) + 0.4 * offset - 0.2, heights, 0.38, yerr=errors, capsize=3, label=label)
+    axis.set(xticks=range(len(modes)), xticklabels=list(modes), ylim=(0, 1), ylabel="share of answerable questions")
+    axis.legend(loc="upper left")
+    figure.savefig(Path(out) / "answers.png", dpi=150)
+    plt.close(figure)
+    figure, axes = plt.subplots(1, 2, figsize=(7, 2.8), layout="constrained")
+    axes[0].barh(list(modes), [modes[mode]["seconds_p50"] or 0 for mode in modes])
+    axes[0].set(xlabel="seconds for a question (median)")
+    left = np.zeros(len(modes))
+    for key, label in (("prompt_tokens", "read"), ("output_tokens", "written")):
+        values = np.array([modes[mode][key] or 0 for mode in modes], dtype=float)
+        axes[1].barh(list(modes), values, left=left, label=label)
+        left += values
+    axes[1].set(xlabel="tokens for a question (median)", yticks=[])
+    axes[1].legend()
+    for axis in axes:
+        axis.invert_yaxis()
+    figure.savefig(Path(out) / "cost.png", dpi=150)
+    plt.close(figure)
+    return [Path(out) / "answers.png", Path(out) / "cost.png"]
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return round(float(np.mean(values)), 4) if len(values) else None
+
+
+def _quantile(values: Sequence[float], q: float) -> float | None:
+    return round(float(np.quantile(values, q)), 3) if len(values) else None

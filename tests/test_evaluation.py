@@ -1,0 +1,178 @@
+"""Questions in, rows on the disk, figures that a hand calculation gives too."""
+
+import json
+
+import numpy as np
+import pytest
+
+from kit import evaluation
+from kit.config import KitError
+
+GOLD = {
+    "id": "q",
+    "question": "Who?",
+    "answer": "Ada Nilsen",
+    "aliases": ["Nilsen"],
+    "type": "single",
+    "answerable": True,
+}
+GOLD |= {"sources": [{"source": "a.pdf", "page": 2}, {"source": "b.html"}]}
+UNKNOWN = {"id": "u", "question": "Why?", "answer": "", "aliases": [], "sources": [], "type": "unanswerable"}
+UNKNOWN |= {"answerable": False}
+USAGE = {"calls": 2, "prompt_tokens": 100, "output_tokens": 10, "engine_seconds": 1.5}
+SETTINGS = {"profile": "ci", "k": 5}
+
+
+def said(answer="Ada Nilsen", answered=True, sources=()):
+    return {"answer": answer, "answered": answered, "sources": list(sources), "usage": USAGE, "seconds": 2.0}
+
+
+def write(path, *lines):
+    path.write_text("\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines), encoding="utf-8")
+    return path
+
+
+def test_a_bad_line_is_named_and_the_rest_is_read(tmp_path):
+    rows = [{"id": "1", "question": "Who?", "answer": "Ada"}, "{", {"id": "2", "question": "", "answer": "x"}, "", "[]"]
+    questions, bad = evaluation.read_questions(write(tmp_path / "q.jsonl", *rows))
+    assert [q["id"] for q in questions] == ["1"]
+    assert questions[0] | {"aliases": [], "sources": [], "answerable": True} == questions[0]
+    assert [b["line"] for b in bad] == [2, 3, 5]
+    assert 'no text under "question"' in bad[1]["error"]
+
+
+@pytest.mark.parametrize(
+    ("lines", "says"),
+    [
+        ([{"id": "1", "question": "Who?", "answer": "Ada"}] * 2, "'1' in line 2"),
+        (["", "{}"], "no question in"),
+    ],
+)
+def test_question_files_that_are_refused(tmp_path, lines, says):
+    with pytest.raises(KitError, match=says):
+        evaluation.read_questions(write(tmp_path / "q.jsonl", *lines))
+    with pytest.raises(KitError, match="cannot be read"):
+        evaluation.read_questions(tmp_path / "absent.jsonl")
+
+
+def test_a_stopped_run_goes_on_where_it_was(tmp_path):
+    asked = []
+
+    def answer(question, mode):
+        asked.append((question["id"], mode))
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+        return said()
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluation.run([GOLD, UNKNOWN], ["rag", "agentic"], answer, tmp_path, SETTINGS)
+    with (tmp_path / "rows.jsonl").open("a") as file:
+        file.write('{"id": "u", "mo')  # what a kill in the middle of writing leaves
+    rows = evaluation.run([GOLD, UNKNOWN], ["rag", "agentic"], answer, tmp_path, SETTINGS)
+    assert asked == [("q", "rag"), ("q", "agentic"), ("u", "rag"), ("u", "rag"), ("u", "agentic")]
+    assert [(row["id"], row["mode"]) for row in rows] == asked[:2] + asked[3:]
+    assert rows == [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+
+
+def test_a_question_that_was_reworded_is_asked_again(tmp_path):
+    evaluation.run([GOLD], ["rag"], lambda q, m: said("Moe"), tmp_path, SETTINGS)
+    (row,) = evaluation.run([{**GOLD, "question": "Who was it?"}], ["rag"], lambda q, m: said(), tmp_path, SETTINGS)
+    assert (row["question"], row["answer"]) == ("Who was it?", "Ada Nilsen")
+
+
+def test_rows_of_other_settings_are_refused(tmp_path):
+    evaluation.run([GOLD], ["rag"], lambda q, m: said(), tmp_path, SETTINGS)
+    with pytest.raises(KitError, match="another k;"):
+        evaluation.run([GOLD], ["rag"], lambda q, m: said(), tmp_path, {**SETTINGS, "k": 3})
+
+
+def test_an_engine_that_dies_is_brought_back_and_a_lasting_fault_is_kept(tmp_path):
+    faults = [KitError("Ollama does not answer."), KitError("The prompt has 9000 tokens.")]
+    asked = []
+
+    def answer(question, mode):
+        asked.append(question["id"])
+        if len(asked) in (1, 3):
+            raise faults.pop(0)
+        return said()
+
+    rows = evaluation.run([GOLD, UNKNOWN], ["rag"], answer, tmp_path, SETTINGS, lambda e: "not answer" in str(e))
+    assert asked == ["q", "q", "u"]
+    assert [row["error"] for row in rows] == ["", "The prompt has 9000 tokens."]
+    assert evaluation.summarize([GOLD, UNKNOWN], rows)["modes"]["rag"]["errors"] == 1
+
+
+@pytest.mark.parametrize(
+    ("answer", "em", "f1"),
+    [("the Ada Nilsen.", 1, 1), ("Nilsen", 1, 1), ("Ada Nilsen of Tarrin", 0, 2 / 3), ("Per Moe", 0, 0), ("", 0, 0)],
+)
+def test_exact_match_and_f1_as_in_the_squad_script(answer, em, f1):
+    found = evaluation.score(GOLD, said(answer))
+    assert (found["em"], found["f1"]) == (em, pytest.approx(f1, abs=1e-4))
+
+
+def test_yes_earns_nothing_where_the_answer_is_a_sentence_with_yes():
+    assert evaluation.score({**GOLD, "answer": "yes", "aliases": []}, said("yes it did"))["f1"] == 0
+    assert evaluation.score({**GOLD, "answer": "Yes", "aliases": []}, said("yes."))["f1"] == 1
+
+
+def test_a_declined_question_scores_nothing():
+    found = evaluation.score(GOLD, said("Ada Nilsen", answered=False))
+    assert (found["em"], found["f1"], found["declined"], found["citation_recall"]) == (0, 0, True, None)
+
+
+def test_citations_are_pages_where_the_gold_has_pages():
+    cited = [{"source": "a.pdf", "page": 2}, {"source": "a.pdf", "page": 3}, {"source": "b.html", "page": None}]
+    found = evaluation.score(GOLD, said(sources=cited))
+    assert (found["citation_precision"], found["citation_recall"]) == (pytest.approx(2 / 3), 1)
+
+
+def test_summary_of_two_modes():
+    questions = [{**GOLD, "id": str(n)} for n in range(8)] + [UNKNOWN]
+    rows = [{"id": str(n), "mode": "rag", **said("Ada Nilsen" if n < 2 else "Moe"), "error": ""} for n in range(8)]
+    rows += [{"id": str(n), "mode": "agentic", **said(answered=n > 0), "error": ""} for n in range(8)]
+    rows += [
+        {"id": "u", "mode": "rag", **said(), "error": ""},
+        {"id": "u", "mode": "agentic", **said(answered=False), "error": ""},
+    ]
+    summary = evaluation.summarize(questions, rows)
+    rag, agentic = summary["modes"]["rag"], summary["modes"]["agentic"]
+    assert (rag["n"], rag["em"], agentic["em"]) == (9, 0.25, 0.875)
+    assert rag["em_ci"][0] < 0.25 < rag["em_ci"][1]
+    assert (rag["abstention_precision"], rag["abstention_recall"], rag["answerable_declined"]) == (None, 0, 0)
+    assert (agentic["abstention_precision"], agentic["abstention_recall"]) == (0.5, 1)
+    assert (rag["calls"], rag["prompt_tokens"], rag["seconds_p50"], rag["by_type"]["single"]["n"]) == (2, 100, 2, 8)
+    pairs = {pair["measure"]: pair for pair in summary["paired"]}
+    assert (pairs["em"]["a"], pairs["em"]["b"], pairs["em"]["test"], pairs["em"]["delta"]) == (
+        "rag",
+        "agentic",
+        "mcnemar",
+        0.625,
+    )
+    # 6 questions only agentic has right, 1 only rag: 2 * (1 + 7) / 2**7
+    assert pairs["em"]["p"] == pytest.approx(2 * 8 / 2**7)
+    assert pairs["f1"]["test"] == "randomization"
+
+
+def test_the_randomization_test_agrees_with_all_sign_flips():
+    a, b = np.zeros(6), np.array([1, 1, 1, 1, 1, 0.5])
+    assert evaluation.compare(a, b)["p"] == pytest.approx(2 / 2**6)
+    assert evaluation.compare(a, a) == {"test": "randomization", "delta": 0.0, "ci": [0.0, 0.0], "p": 1.0}
+
+
+class Found:
+    def __init__(self, source, page=None):
+        self.source, self.page = source, page
+
+
+def test_retrieval_counts_a_place_once_at_its_best_rank():
+    ranking = [Found("x.pdf", 1), Found("b.html"), Found("b.html"), Found("a.pdf", 3)]
+    found = evaluation.retrieval([GOLD, UNKNOWN], lambda query, k: ranking[:k], 4)
+    assert found == {"hit@4": 1.0, "recall@4": 0.5, "mrr": 0.5, "ndcg": pytest.approx(0.387, abs=1e-3)}
+    assert evaluation.retrieval([UNKNOWN], lambda query, k: [], 4)["mrr"] is None
+
+
+def test_plots_are_written(tmp_path):
+    rows = [{"id": "q", "mode": mode, **said(), "error": ""} for mode in ("rag", "agentic")]
+    for path in evaluation.plot(evaluation.summarize([GOLD], rows), tmp_path):
+        assert path.read_bytes().startswith(b"\x89PNG")
