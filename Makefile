@@ -34,7 +34,9 @@ lab: $(VENV)/ready
 
 bench: $(VENV)/ready
 	$(BIN)/kit setup
+	$(BIN)/kit ingest data/collection
 	$(BIN)/python benchmarks/first_answer.py
+	$(BIN)/python benchmarks/quality.py
 
 lock: $(VENV)/ready
 	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 \

@@ -10,22 +10,19 @@ goes on where it was; --fresh starts again.
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-import tomllib
-from importlib.metadata import version
 from pathlib import Path
 
-import psutil
+from machine import machine
 from tqdm import tqdm
 
 from kit import engine
 from kit.agent import Assistant
-from kit.config import MODELFILES, KitError, load_profile
+from kit.config import KitError, load_profile
 from kit.index import Embedder, Index
 from kit.llm import chat_model
 from kit.retriever import Retriever
@@ -42,23 +39,6 @@ def main() -> None:
     args = parser.parse_args()
     figures = from_nothing() if args.from_nothing else questions(args.limit, args.fresh)
     print(json.dumps({"machine": machine(), **figures}, indent=2, ensure_ascii=False))
-
-
-def machine() -> dict:
-    """What the figures were measured on."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    cpu = next((ln.split(":")[1].strip() for ln in lines if ln.startswith("model name")), "")
-    weights = tomllib.loads((MODELFILES / "sources.toml").read_text())["weights"]
-    return {
-        "cpu": cpu or platform.processor(),
-        "cores": os.cpu_count(),
-        "memory_gib": round(psutil.virtual_memory().total / 2**30),
-        "python": platform.python_version(),
-        "versions": {p: version(p) for p in ("smolagents", "chromadb", "sentence-transformers")},
-        "weights_sha256": {name: row["sha256"] for name, row in weights.items() if "sha256" in row},
-        "commit": commit.stdout.strip(),
-    }
 
 
 def questions(limit: int | None, fresh: bool) -> dict:
