@@ -4,6 +4,7 @@ import sys
 
 from kit.agent import Answer, Assistant
 from kit.config import KitError
+from kit.retriever import cite
 
 HELP = "/sources the quotes behind the last answer · /steps what was done · /clear forget · /quit"
 
@@ -58,7 +59,7 @@ def format_answer(answer: Answer) -> str:
 
 def format_sources(answer: Answer) -> str:
     """A line for each source, with its quote; says so where a quote was dropped."""
-    lines = [f"  {place(s)}" + (f": “{s['quote']}”" if s["quote"] else "") for s in answer.sources]
+    lines = [f"  {cite(s['source'], s['page'])}" + (f": “{s['quote']}”" if s["quote"] else "") for s in answer.sources]
     dropped = sum(step["verdict"]["dropped"] for step in answer.steps if step["verdict"])
     if dropped:
         lines.append(f"  ({dropped} quotation{'s' * (dropped > 1)} not found word for word, and dropped)")
@@ -84,8 +85,3 @@ def format_cost(answer: Answer) -> str:
         f"{answer.seconds:.1f} s (models {usage['engine_seconds']:.1f}, loading {usage['load_seconds']:.1f}, "
         f"search {usage['search_seconds']:.1f})"
     )
-
-
-def place(source: dict) -> str:
-    """A source and its page, as a reader would cite it."""
-    return source["source"] + (f", page {source['page']}" if source.get("page") else "")

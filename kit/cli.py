@@ -240,10 +240,11 @@ def _evaluate_text(result: dict) -> str:
 
 
 def _search_text(result: dict) -> str:
-    from kit.chat import place
+    from kit.retriever import cite
 
     return "\n\n".join(
-        f"{n}. {place(hit)} (similarity {hit['score']:.3f})\n{hit['text']}" for n, hit in enumerate(result["hits"], 1)
+        f"{n}. {cite(hit['source'], hit['page'])} (score {hit['score']:.3f})\n{hit['text']}"
+        for n, hit in enumerate(result["hits"], 1)
     )
 
 

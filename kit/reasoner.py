@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kit.llm import ChatModel, read_json
-from kit.retriever import Hit
+from kit.retriever import Hit, cite
 
 SYSTEM = (
     "You answer a question from passages of documents. Use only what the passages state; "
@@ -118,7 +118,7 @@ def plain_answer(model: ChatModel, question: str, hits: Sequence[Hit], max_token
 
 def prompt(question: str, hits: Sequence[Hit], notes: Sequence[Citation], ask: str) -> list[dict]:
     """The messages: what stays the same first, the passages next, the question last."""
-    found = [f"- {_place(note)}: {note.quote}" for note in notes]
+    found = [f"- {cite(note.source, note.page)}: {note.quote}" for note in notes]
     parts = ["Passages:", *_passages(hits), *(["Found before:\n" + "\n".join(found)] if found else [])]
     return [
         {"role": "system", "content": SYSTEM},
@@ -144,7 +144,7 @@ def _passages(hits: Sequence[Hit]) -> list[str]:
     """The passages under their sources, each named once, in the order in which they stand there."""
     places: dict[str, list[Hit]] = {}
     for hit in hits:
-        places.setdefault(_place(hit), []).append(hit)
+        places.setdefault(cite(hit.source, hit.page), []).append(hit)
     return [f"[{place}]\n{_inert(joined(found))}" for place, found in places.items()]
 
 
@@ -189,10 +189,6 @@ def _thought(thinking: str, native: bool) -> dict:
     if native:
         return {"role": "assistant", "content": "", "thinking": thinking}
     return {"role": "assistant", "content": thinking}
-
-
-def _place(where: Hit | Citation) -> str:
-    return where.source if where.page is None else f"{where.source}, page {where.page}"
 
 
 def _inert(text: str) -> str:

@@ -73,9 +73,12 @@ class Retriever:
         for place in sources:
             rows = self.index.passages(place["source"], place.get("page"))
             if not rows:
-                page = f", page {place['page']}" if place.get("page") else ""
-                raise KitError(
-                    f"{place['source']}{page} is not in the index {self.index.folder}; ingest it, or mend the question."
-                )
+                where = cite(place["source"], place.get("page"))
+                raise KitError(f"{where} is not in the index {self.index.folder}; ingest it, or mend the question.")
             found |= {row[0]: Hit(*row) for row in rows}
         return list(found.values())
+
+
+def cite(source: str, page: int | None) -> str:
+    """A source and its page, as a reader would cite it."""
+    return f"{source}, page {page}" if page else source
