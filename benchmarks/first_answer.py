@@ -1,6 +1,6 @@
 """How fast the first answer comes, and whether every answer of the demo's questions comes cleanly.
 
-    python benchmarks/first_answer.py                     every question of data/, agentic, one warm process
+    python benchmarks/first_answer.py                     the dev questions of data/, agentic, one warm process
     python benchmarks/first_answer.py --from-nothing      `make demo` twice and `make test`, on a clean clone
 
 Prints one JSON object. Rows are appended to benchmarks/results/ as they are made, so a stopped run
@@ -15,12 +15,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 from machine import machine
+from quality import questions as in_turn
 from tqdm import tqdm
 
-from kit import engine
+from kit import engine, evaluation
 from kit.agent import Assistant
 from kit.config import KitError, load_profile
 from kit.index import Embedder, Index
@@ -42,8 +44,8 @@ def main() -> None:
 
 
 def questions(limit: int | None, fresh: bool) -> dict:
-    """Every question of the collection in agentic mode, in one warm process."""
-    asked = [json.loads(line) for line in (ROOT / "data/questions.jsonl").open(encoding="utf-8")][:limit]
+    """The dev questions of the collection in agentic mode, in turn of each type, in one warm process."""
+    asked = in_turn("dev", None)[:limit]
     path = RESULTS / "first_answer.jsonl"
     path.parent.mkdir(exist_ok=True)
     if fresh:
@@ -55,7 +57,8 @@ def questions(limit: int | None, fresh: bool) -> dict:
         retriever = Retriever(Index.open(profile.index, Embedder(profile.embedding_path)))
         assistant = Assistant(profile, primary, reasoner, retriever)
         replies = _record(primary, reasoner)
-        primary.complete([{"role": "user", "content": "Hello"}])  # warm: loads the model, and the embeddings
+        for model in (primary, reasoner):  # warm: loads the models, and the embeddings
+            model.complete([{"role": "user", "content": "Hello"}], max_tokens=1)
         retriever.search("warm", 1)
         for question in tqdm(asked, disable=None, unit="question"):
             if question["id"] not in {row["id"] for row in rows}:
@@ -87,12 +90,11 @@ def _row(assistant: Assistant, question: dict, replies: list) -> dict:
     except KitError as error:
         return row | {"error": str(error)}
     errors = [str(e) for step in assistant.agent.memory.steps if (e := getattr(step, "error", None))]
-    said = answer.answer.strip().rstrip(".").casefold()
-    gold = {g.strip().rstrip(".").casefold() for g in [question["answer"], *question.get("aliases", [])]}
+    scored = evaluation.score(question, asdict(answer))
     return row | {
         "answer": answer.answer,
         "state": answer.state,
-        "right": (said in gold) if question["answerable"] else not answer.answered,
+        "right": scored["em"] == 1 if question["answerable"] else scored["declined"],
         "agent_errors": [e for e in errors if "max steps" not in e],
         "over_budget": sum(reply.usage.output_tokens > budget for reply, budget in replies),
         "load_seconds": max(reply.usage.load_seconds for reply, _ in replies),
