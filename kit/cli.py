@@ -218,7 +218,13 @@ def _ingest_text(result: dict) -> str:
 
 
 def _evaluate_text(result: dict) -> str:
-    columns = {"n": "n", "em": "em", "f1": "f1", "abstention_recall": "declined right", "answerable_declined": "wrong"}
+    columns = {
+        "n": "n",
+        "em": "em",
+        "f1": "f1",
+        "abstention_recall": "declined right",
+        "answerable_declined": "declined wrong",
+    }
     columns |= {"calls": "calls", "prompt_tokens": "read", "output_tokens": "written", "seconds_p50": "s p50"}
     columns |= {"seconds_p90": "s p90"}
     lines = [["mode", *columns.values()]]
