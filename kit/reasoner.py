@@ -20,22 +20,22 @@ SYSTEM = (
     "Where documents disagree, the later one holds."
 )
 THINK = (
-    "Think briefly: which sentences of the passages state what the question asks for, and what do they say? "
-    "If none does, say so."
+    "Think briefly, in two or three short sentences: which statements of the passages does the question ask for? "
+    "Name the people, things, dates and numbers in them. What is not stated, name as missing."
 )
 VERDICT = (
-    "Give your verdict as JSON. If the passages state what the question asks for, answer: what your thought concluded, "
-    "in as few words as possible (a name, a date, a number with its unit, no sentence), with a part for each part of "
-    "the question; then evidence: the words of the passages that state it, copied exactly, a short quote for each "
-    'part, for example {"answer": "900 euros", "evidence": ["the rent is 900 euros"]}. If they do not, evidence: '
-    "quotes that help, if any; then search: other search words."
+    "Give your verdict as JSON. evidence: the words of the passages that state the answer, copied exactly, a short "
+    "quote for each part of the question. found: do the quotes state exactly what is asked for, and not only "
+    "something similar? If found, result: the answer alone, in as few words as possible: a name, a number with its "
+    "unit, a date, no sentence. If not, search: other search words. For example "
+    '{"evidence": ["the rent is 900 euros"], "found": true, "result": "900 euros"}.'
 )
 PLAIN = (
     "Answer with the answer alone, as short as possible (a name, a number with its unit, a date). "
     "If the passages do not state it, answer: not in the documents."
 )
 NOT_FOUND = "The documents do not hold the answer."
-QUOTES, QUOTE_LENGTH, QUERY_LENGTH, ANSWER_LENGTH = 3, 100, 120, 120  # all of it fits into answer_tokens
+QUOTES, QUOTE_LENGTH, QUERY_LENGTH, RESULT_LENGTH = 3, 100, 120, 120  # all of it fits into answer_tokens
 
 
 @dataclass(frozen=True)
@@ -97,19 +97,15 @@ class Reasoner:
     def _verdict(fields: dict, hits: Sequence[Hit], thinking: str) -> Verdict:
         quotes = [quote for quote in fields.get("evidence", []) if isinstance(quote, str) and quote.strip()]
         citations = [citation for quote in quotes if (citation := _citation(quote, hits))]
-        found, answer = len(citations), fields.get("answer", "").strip()
-        # A small model shortens what it quotes: then the answer itself may be the quote, if it is more than a number.
-        if not citations and len(answer) > 5 and (citation := _citation(answer, hits)):
-            citations = [citation]
-        # An answer that no passage supports counts as not found: small models find one too readily.
-        answer = answer if citations else ""
+        # An answer that no passage supports counts as not found: small models say "found" too readily.
+        answer = fields.get("result", "").strip() if fields.get("found") and citations else ""
         return Verdict(
             answer=answer,
             sufficient=bool(answer),
             better_query="" if answer else fields.get("search", "").strip(),
             thinking=thinking,
             citations=tuple(dict.fromkeys(citations)),
-            dropped=len(quotes) - found,
+            dropped=len(quotes) - len(citations),
         )
 
 
@@ -130,23 +126,18 @@ def prompt(question: str, hits: Sequence[Hit], notes: Sequence[Citation], ask: s
     ]
 
 
-def _object(**properties: dict) -> dict:
+def _branch(found: bool, key: str, length: int) -> dict:
+    properties = {
+        "evidence": {"type": "array", "maxItems": QUOTES, "items": {"type": "string", "maxLength": QUOTE_LENGTH}},
+        "found": {"const": found},
+        key: {"type": "string", "minLength": 1, "maxLength": length},
+    }
     return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
 
 
-def _text(length: int) -> dict:
-    return {"type": "string", "minLength": 1, "maxLength": length}
-
-
-EVIDENCE = {"type": "array", "maxItems": QUOTES, "items": {"type": "string", "maxLength": QUOTE_LENGTH}}
-# The grammar writes keys in alphabetical order. The thought has come before: the answer sums it up, and
-# only then are quotes looked for. Asked for quotes first, a small model answers from the first quote alone.
-VERDICT_SCHEMA = {
-    "anyOf": [
-        _object(answer=_text(ANSWER_LENGTH), evidence=EVIDENCE),
-        _object(evidence=EVIDENCE, search=_text(QUERY_LENGTH)),
-    ]
-}
+# The grammar writes keys in alphabetical order, so the names are chosen to give the order of thought:
+# evidence, then found, then the result or the next search.
+VERDICT_SCHEMA = {"anyOf": [_branch(True, "result", RESULT_LENGTH), _branch(False, "search", QUERY_LENGTH)]}
 
 
 def _passages(hits: Sequence[Hit]) -> list[str]:

@@ -45,8 +45,8 @@ def call(query: str) -> dict:
 
 
 def found(result: str, *quotes: str) -> dict:
-    return {"answer": result, "evidence": list(quotes)}
+    return {"evidence": list(quotes), "found": True, "result": result}
 
 
 def missing(search: str, *quotes: str) -> dict:
-    return {"evidence": list(quotes), "search": search}
+    return {"evidence": list(quotes), "found": False, "search": search}

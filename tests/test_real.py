@@ -12,7 +12,7 @@ from kit.agent import SYSTEM, Assistant
 from kit.config import load_profile
 from kit.index import Embedder, Index
 from kit.llm import ContextOverflow, chat_model
-from kit.reasoner import find_quote
+from kit.reasoner import find_quote, joined
 from kit.retriever import Retriever
 
 pytestmark = [pytest.mark.ollama, pytest.mark.timeout(900)]
@@ -69,8 +69,7 @@ def test_an_answer_with_its_sources(assistant, retriever):
     answer = assistant.ask(single(0)["question"])
     assert answer.state in ("answered", "not_found", "max_steps")
     assert answer.steps and answer.usage["calls"] >= 3 and answer.usage["engine_seconds"] > 0
-    texts = [h.text for step in answer.steps for h in retriever.search(step["query"], 5)]
-    assert all(any(find_quote(text, s["quote"]) for text in texts) for s in answer.sources)
+    assert all(find_quote(joined(retriever.passages([s])), s["quote"]) for s in answer.sources)
 
 
 def test_the_same_question_gives_the_same_answer(assistant):
