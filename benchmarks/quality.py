@@ -10,7 +10,6 @@ Prints one JSON object, and writes the plots beside the rows.
 
 import argparse
 import json
-from dataclasses import asdict
 from pathlib import Path
 
 from machine import machine
@@ -63,8 +62,7 @@ def measured(asked: list[dict], modes: list[str], split: str) -> dict:
         def answer(question: dict, mode: str) -> dict:
             if mode == "original":
                 return original.ask(question["question"])
-            gold = retriever.passages(question["sources"]) if mode == "gold" else None
-            return asdict(assistant.ask(question["question"], "rag" if mode == "gold" else mode, hits=gold))
+            return assistant.answer(question, mode)
 
         settings = {"profile": profile.name, "k": profile.k, "chunk_size": profile.chunk_size}
         rows = evaluation.run(asked, modes, answer, out, settings, lambda error: engine.revive(server, profile))

@@ -205,9 +205,7 @@ class Assistant:
         started, used, searched = time.perf_counter(), self._used(), self._searched()
         self.tool.k = k or self.profile.k
         self.tool.begin(question)
-        fields = (
-            self._rag(question, hits) if mode == "rag" else getattr(self, f"_{mode}")(question, max_steps, follow_up)
-        )
+        fields = getattr(self, f"_{mode}")(question, max_steps=max_steps, follow_up=follow_up, hits=hits)
         usage = self._used() - used
         return Answer(
             **fields,
@@ -221,6 +219,15 @@ class Assistant:
             },
             seconds=round(time.perf_counter() - started, 3),
         )
+
+    def answer(self, question: dict, mode: str) -> dict:
+        """The answer to a row of a question file as a dict, for `kit.evaluation.run`.
+
+        Beside the modes of `ask` there is `gold`: plain answering over the row's own `sources`.
+        """
+        if mode == "gold":
+            return asdict(self.ask(question["question"], "rag", hits=self.retriever.passages(question["sources"])))
+        return asdict(self.ask(question["question"], mode))
 
     def cancel(self) -> None:
         """Stop the running answer: no further step, and the engine stops writing."""
@@ -238,24 +245,24 @@ class Assistant:
     def _searched(self) -> float:
         return self.retriever.seconds if self.retriever else 0.0
 
-    def _closed(self, question: str, *_) -> dict:
+    def _closed(self, question: str, **_) -> dict:
         ask = (
             f"{question}\n\nAnswer with the answer alone, as short as possible. If you do not know, say: I do not know."
         )
         answer = self.primary.complete([{"role": "user", "content": ask}]).text.strip()
         return _outcome(answer, answered="do not know" not in answer.lower())
 
-    def _rag(self, question: str, hits: Sequence[Hit] | None) -> dict:
+    def _rag(self, question: str, hits: Sequence[Hit] | None, **_) -> dict:
         hits = self.retriever.search(question, self.tool.k) if hits is None else hits
         answer = plain_answer(self.primary, question, hits, self.profile.answer_tokens)
         sources = [{"source": h.source, "page": h.page, "quote": ""} for h in hits]
         return _outcome(answer or NOT_FOUND, bool(answer), sources if answer else [], [_step(question, hits)])
 
-    def _reasoner(self, question: str, *_) -> dict:
+    def _reasoner(self, question: str, **_) -> dict:
         self.tool.forward(question)
         return self._from_tool("not_found")
 
-    def _agentic(self, question: str, max_steps: int, follow_up: bool) -> dict:
+    def _agentic(self, question: str, max_steps: int, follow_up: bool, **_) -> dict:
         if follow_up and self.agent.memory.steps:
             self.tool.begin()  # the agent's own wording, which stands alone
         try:

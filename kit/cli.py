@@ -124,14 +124,10 @@ def _evaluate(args, profile) -> int:
     settings |= {"reasoner": profile.model_name("reasoner"), "index": str(_folder(args, profile)), "k": profile.k}
     with _assistant(args, profile) as (assistant, server):
 
-        def answer(question: dict, mode: str) -> dict:
-            gold = assistant.retriever.passages(question["sources"]) if mode == "gold" else None
-            return asdict(assistant.ask(question["question"], "rag" if mode == "gold" else mode, hits=gold))
-
         def recover(error: KitError) -> bool:
             return server is not None and engine.revive(server, profile)
 
-        rows = evaluation.run(questions, args.modes, answer, args.out, settings, recover)
+        rows = evaluation.run(questions, args.modes, assistant.answer, args.out, settings, recover)
         result = evaluation.summarize(questions, rows)
         result["retrieval"] = evaluation.retrieval(questions, assistant.retriever.search, profile.k)
     plots = evaluation.plot(result, args.out)

@@ -161,7 +161,7 @@ def score(question: dict, row: dict) -> dict:
     words = {text.strip(" .").lower() for text in (said, question["answer"])}
     if words & {"yes", "no"} and not em:
         f1 = 0.0
-    places = [(s["source"], s.get("page")) for s in question["sources"]]
+    places = _places(question)
     cited = {_gold_place(s["source"], s.get("page"), places) for s in row["sources"]}
     return {
         "em": em,
@@ -170,6 +170,10 @@ def score(question: dict, row: dict) -> dict:
         "citation_precision": len(cited & set(places)) / len(cited) if places and cited else None,
         "citation_recall": len(cited & set(places)) / len(set(places)) if places and row["answered"] else None,
     }
+
+
+def _places(question: dict) -> list[tuple]:
+    return [(s["source"], s.get("page")) for s in question["sources"]]
 
 
 def _gold_place(source: str, page: int | None, gold: Iterable[tuple]) -> tuple:
@@ -221,15 +225,16 @@ def _figures(asked: dict, scored: dict[str, dict], rng) -> dict:
     figures |= {"seconds_p50": _quantile(seconds, 0.5), "seconds_p90": _quantile(seconds, 0.9)}
     figures["by_type"] = {
         kind: {"n": len(of), "em": _mean([r["em"] for r in of]), "f1": _mean([r["f1"] for r in of])}
-        for kind, of in _by_type(asked, known).items()
+        for kind, ids in _by_type(asked, (row["id"] for row in known)).items()
+        for of in [[scored[i] for i in ids]]
     }
     return figures
 
 
-def _by_type(asked: dict, rows: Iterable[dict]) -> dict[str, list[dict]]:
-    kinds: dict[str, list[dict]] = {}
-    for row in rows:
-        kinds.setdefault(asked[row["id"]]["type"], []).append(row)
+def _by_type(asked: dict, ids: Iterable[str]) -> dict[str, list[str]]:
+    kinds: dict[str, list[str]] = {}
+    for i in ids:
+        kinds.setdefault(asked[i]["type"], []).append(i)
     return kinds
 
 
@@ -249,14 +254,11 @@ def _paired(asked: dict, table: dict[str, dict], rng) -> list[dict]:
     found = []
     for a, b in itertools.combinations(table, 2):
         both = [i for i in table[a] if i in table[b] and asked[i]["answerable"]]
-        kinds = {"all": both}
-        for i in both:
-            kinds.setdefault(asked[i]["type"], []).append(i)
-        for kind, ids in kinds.items():
-            if kind == "all" or len(kinds) > 2:
-                for measure in ("em", "f1"):
-                    values = [np.array([table[mode][i][measure] for i in ids]) for mode in (a, b)]
-                    found.append({"a": a, "b": b, "measure": measure, "type": kind, **compare(*values, measure, rng)})
+        kinds = _by_type(asked, both)
+        for kind, ids in {"all": both, **(kinds if len(kinds) > 1 else {})}.items():
+            for measure in ("em", "f1"):
+                values = [np.array([table[mode][i][measure] for i in ids]) for mode in (a, b)]
+                found.append({"a": a, "b": b, "measure": measure, "type": kind, **compare(*values, measure, rng)})
     return found
 
 
@@ -269,24 +271,19 @@ def compare(a: np.ndarray, b: np.ndarray, measure: str = "f1", rng=None) -> dict
     from scipy.stats import binomtest, permutation_test
 
     difference = b - a
-    if measure == "em":
-        only_a, only_b = int((difference < 0).sum()), int((difference > 0).sum())
-        test, p = "mcnemar", binomtest(only_b, only_a + only_b).pvalue if only_a + only_b else 1.0
+    only_a, only_b = int((difference < 0).sum()), int((difference > 0).sum())
+    if only_a + only_b == 0:
+        p = 1.0
+    elif measure == "em":
+        p = binomtest(only_b, only_a + only_b).pvalue
     else:
-        same = not difference.any()
-        test = "randomization"
-        p = (
-            1.0
-            if same
-            else permutation_test(
-                (a, b),
-                lambda x, y, axis: np.mean(y - x, axis=axis),
-                permutation_type="samples",
-                vectorized=True,
-                n_resamples=RESAMPLES,
-                rng=rng,
-            ).pvalue
-        )
+
+        def gain(x, y, axis):
+            return np.mean(y - x, axis=axis)
+
+        paired = {"permutation_type": "samples", "vectorized": True, "n_resamples": RESAMPLES, "rng": rng}
+        p = permutation_test((a, b), gain, **paired).pvalue
+    test = "mcnemar" if measure == "em" else "randomization"
     delta = float(difference.mean()) if len(difference) else 0.0
     return {"test": test, "delta": round(delta, 4), "ci": interval(list(difference), rng), "p": round(float(p), 5)}
 
@@ -302,7 +299,7 @@ def retrieval(questions: Iterable[dict], search: Callable[[str, int], Sequence],
 
     qrels, ranking = {}, {}
     for question in questions:
-        places = [(s["source"], s.get("page")) for s in question["sources"]]
+        places = _places(question)
         if places and question["answerable"]:
             qrels[question["id"]] = {json.dumps(place): 1 for place in places}
             hits = search(question["question"], k)

@@ -4,12 +4,11 @@ How files get in is in `kit.ingest`. Not known here: more than one collection in
 vectors that do not fit in memory, where Chroma keeps all of them while an index is open.
 """
 
-import contextlib
 import re
 import sqlite3
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -135,7 +134,8 @@ class Index:
             n_results=k,
             include=["documents", "metadatas", "distances"],
         )
-        rows = _rows(*(found[name][0] for name in ("ids", "metadatas", "distances", "documents")))
+        ids, metadatas, distances, texts = (found[name][0] for name in ("ids", "metadatas", "distances", "documents"))
+        rows = _rows(ids, metadatas, [min(1.0, 1.0 - distance) for distance in distances], texts)
         return sorted(rows, key=lambda row: (-row[3], row[0]))  # ties always in the same order
 
     def match(self, query: str, n: int) -> list[str]:
@@ -150,21 +150,23 @@ class Index:
         found = (
             "select id from words join chunks on chunks.number = words.rowid where words match ? order by rank limit ?"
         )
-        with contextlib.closing(
-            sqlite3.connect(f"{(self.folder / MANIFEST).absolute().as_uri()}?mode=ro", uri=True)
-        ) as db:
+        manifest = (self.folder / MANIFEST).absolute().as_uri()
+        with closing(sqlite3.connect(f"{manifest}?mode=ro", uri=True)) as db:
             return [id for (id,) in db.execute(found, (" OR ".join(f'"{word}"' for word in words), n))]
 
     def get(self, ids: list[str]) -> list[Row]:
         """The chunks with these ids, in any order, as `search` returns them; the score is 0."""
-        found = self._collection.get(ids=ids, include=["documents", "metadatas"])
-        return _rows(found["ids"], found["metadatas"], [1.0] * len(found["ids"]), found["documents"])
+        return self._held(0.0, ids=ids)
 
     def passages(self, source: str, page: int | None = None) -> list[Row]:
         """Every chunk of a source, or of one page of it, as `search` returns them; the score is 1."""
-        where = {"source": source} if page is None else {"$and": [{"source": source}, {"page": page}]}
-        found = self._collection.get(where=where, include=["documents", "metadatas"])
-        return _rows(found["ids"], found["metadatas"], [0.0] * len(found["ids"]), found["documents"])
+        return self._held(
+            1.0, where={"source": source} if page is None else {"$and": [{"source": source}, {"page": page}]}
+        )
+
+    def _held(self, score: float, **which) -> list[Row]:
+        found = self._collection.get(**which, include=["documents", "metadatas"])
+        return _rows(found["ids"], found["metadatas"], [score] * len(found["ids"]), found["documents"])
 
     def ingest(self, paths: list[str | Path]) -> dict:
         """Bring the index up to date with the files at and beneath `paths`.
@@ -216,9 +218,9 @@ def _connect(folder: Path, settings: dict):
     )
 
 
-def _rows(ids, metadatas, distances, texts) -> list[Row]:
-    columns = zip(ids, metadatas, distances, texts, strict=True)
-    return [(i, m["source"], m.get("page"), min(1.0, 1.0 - d), text, m["start"]) for i, m, d, text in columns]
+def _rows(ids, metadatas, scores, texts) -> list[Row]:
+    columns = zip(ids, metadatas, scores, texts, strict=True)
+    return [(i, m["source"], m.get("page"), score, text, m["start"]) for i, m, score, text in columns]
 
 
 def _no_index(folder: Path) -> str:

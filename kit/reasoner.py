@@ -40,7 +40,10 @@ QUOTES, QUOTE_LENGTH, QUERY_LENGTH, RESULT_LENGTH = 3, 100, 120, 120  # all of i
 
 @dataclass(frozen=True)
 class Citation:
-    """A quote that stands word for word in the passage `id` of `source` (`page` from 1, or None)."""
+    """A quote that stands word for word in what was read of `source` (`page` from 1, or None).
+
+    `id` is that of the best passage of the page.
+    """
 
     id: str
     source: str
@@ -140,12 +143,17 @@ def _branch(found: bool, key: str, length: int) -> dict:
 VERDICT_SCHEMA = {"anyOf": [_branch(True, "result", RESULT_LENGTH), _branch(False, "search", QUERY_LENGTH)]}
 
 
+def _pages(hits: Sequence[Hit]) -> list[list[Hit]]:
+    """The passages of each page together, the page of the best passage first."""
+    pages: dict[tuple, list[Hit]] = {}
+    for hit in hits:
+        pages.setdefault((hit.source, hit.page), []).append(hit)
+    return list(pages.values())
+
+
 def _passages(hits: Sequence[Hit]) -> list[str]:
     """The passages under their sources, each named once, in the order in which they stand there."""
-    places: dict[str, list[Hit]] = {}
-    for hit in hits:
-        places.setdefault(cite(hit.source, hit.page), []).append(hit)
-    return [f"[{place}]\n{_inert(joined(found))}" for place, found in places.items()]
+    return [f"[{cite(page[0].source, page[0].page)}]\n{_inert(joined(page))}" for page in _pages(hits)]
 
 
 def joined(hits: Sequence[Hit]) -> str:
@@ -177,11 +185,9 @@ def find_quote(text: str, quote: str) -> str:
 
 
 def _citation(quote: str, hits: Sequence[Hit]) -> Citation | None:
-    """The page in whose passages the quote stands, and the passage in which it begins."""
-    for hit in hits:
-        page = [other for other in hits if (other.source, other.page) == (hit.source, hit.page)]
-        if words := find_quote(hit.text, quote) or find_quote(joined(page), quote):
-            return Citation(hit.id, hit.source, hit.page, words)
+    for page in _pages(hits):
+        if words := find_quote(joined(page), quote):
+            return Citation(page[0].id, page[0].source, page[0].page, words)
     return None
 
 
