@@ -2,6 +2,7 @@
 # make test     everything: lint, unit tests, the real server and weights
 # make check    lint and unit tests only, in under two minutes
 # make lab      JupyterLab with the kit in its kernel
+# make notebooks  run every notebook on the profile of this machine (KIT_PROFILE=gpu for another), into build/
 # make bench    the figures of the README
 # make lock     pin the newest versions that fit (needs network)
 # make clean    remove the environment; weights and index stay in KIT_HOME
@@ -12,7 +13,7 @@ BIN := $(VENV)/bin
 UV_VERSION := 0.13.8
 QUESTION ?= How much was the daily meal allowance under version 2 of the travel expense policy, and how much is it under version 3?
 
-.PHONY: demo test check lab bench lock clean
+.PHONY: demo test check lab notebooks bench lock clean
 
 demo: $(VENV)/ready
 	$(BIN)/kit setup
@@ -32,6 +33,13 @@ lab: $(VENV)/ready
 	$(BIN)/python -m ipykernel install --prefix $(VENV) --name agentic-rag-kit --display-name "Agentic RAG kit"
 	$(BIN)/jupyter lab --ServerApp.root_dir=notebooks
 
+notebooks: $(VENV)/ready
+	$(BIN)/kit setup
+	mkdir -p build/notebooks
+	for notebook in notebooks/*.ipynb; do \
+		$(BIN)/papermill --cwd notebooks --kernel python3 $$notebook build/$$notebook || exit 1; \
+	done
+
 bench: $(VENV)/ready
 	$(BIN)/kit setup
 	$(BIN)/kit ingest data/collection
@@ -43,7 +51,7 @@ lock: $(VENV)/ready
 		--generate-hashes --no-emit-index-url --no-header --no-annotate --upgrade -q -o requirements.lock
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache dist
+	rm -rf $(VENV) build .pytest_cache .ruff_cache dist
 
 # uv installs in half a minute what pip installs in several; it is told of the index that pip is configured with.
 $(VENV)/ready: requirements.lock pyproject.toml

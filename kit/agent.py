@@ -23,6 +23,7 @@ from kit.retriever import Hit, Retriever
 
 MODES = ("closed", "rag", "reasoner", "agentic")
 LONGEST_QUESTION = 4000  # characters
+FAR = 0.2  # cosine similarity below which a passage speaks of something else (see benchmarks/README.md)
 OnEvent = Callable[[str, dict], None]  # called with the kind of event and its details
 
 # smolagents' own system prompt is about 1,900 tokens; this one stays far below 400.
@@ -87,17 +88,22 @@ class RagTool(Tool):
         hits = [h for h in self.retriever.search(question, self.k) if h.id not in self._read]
         self._read.update(h.id for h in hits)
         self.on_event("read", {"hits": hits})
-        if hits:
-            self.verdict = self.reasoner.judge(self.question, hits, self.notes)
-            self.notes += self.verdict.citations
-        else:
-            self.verdict = Verdict("", False, "", "Every passage that this search finds was read before.")
+        self.verdict = self._judge(hits)
+        self.notes += self.verdict.citations
         self.steps.append(_step(question, hits, self.verdict, time.perf_counter() - started))
         self.on_event("verdict", self.steps[-1])
         if self.verdict.sufficient:
             return self.verdict.answer
         hint = f" A better query: {self.verdict.better_query}" if self.verdict.better_query else ""
         return f"Not found in the passages read.{hint}"
+
+    def _judge(self, hits: list[Hit]) -> Verdict:
+        if not hits:
+            return Verdict("", False, "", "Every passage that this search finds was read before.")
+        known = [hit.similarity for hit in hits if hit.similarity is not None]
+        if known and max(known) < FAR:
+            return Verdict("", False, "", "No passage has anything to do with it.")  # so nobody need read them
+        return self.reasoner.judge(self.question, hits, self.notes)
 
 
 class RagAgent(ToolCallingAgent):

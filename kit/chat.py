@@ -1,9 +1,12 @@
-"""The conversation in a terminal, over an assistant that is handed in."""
+"""The conversation in a terminal or in a notebook, over an assistant that is handed in."""
 
+import html
 import sys
+import threading
 
 from kit.agent import Answer, Assistant
 from kit.config import KitError
+from kit.llm import Cancelled, read_json
 from kit.retriever import cite
 
 HELP = "/sources the quotes behind the last answer · /steps what was done · /clear forget · /quit"
@@ -49,6 +52,96 @@ def _answer(assistant: Assistant, question: str, out) -> Answer | None:
     print(answer.answer, file=out)
     print(format_cost(answer), file=out)
     return answer
+
+
+class Panel:
+    """The conversation as a widget: ask, watch the steps and the words come, stop, open the sources, clear.
+
+    `view` is the widget; a `Panel` at the end of a cell shows itself. The answer is made in a thread,
+    so the notebook stays free. Everything that a model or a document wrote is shown as text.
+    """
+
+    def __init__(self, assistant: Assistant):
+        import ipywidgets
+
+        self.assistant, self.answer, self._worker = assistant, None, None
+        assistant.tool.on_event, assistant.reasoner.model.on_text = self._event, self._piece
+        wide = ipywidgets.Layout(width="100%")
+        self.conversation, self.status = ipywidgets.HTML(), ipywidgets.HTML()
+        self.question = ipywidgets.Text(placeholder="Ask the documents", layout=wide)
+        self.ask_button = ipywidgets.Button(description="Ask", button_style="primary")
+        self.stop_button = ipywidgets.Button(description="Stop", disabled=True)
+        self.clear_button = ipywidgets.Button(description="Clear")
+        self.question.on_msg(lambda _, content, __: content.get("event") == "submit" and self._submit())
+        self.ask_button.on_click(lambda _: self._submit())
+        self.stop_button.on_click(lambda _: assistant.cancel())
+        self.clear_button.on_click(lambda _: self.clear())
+        buttons = ipywidgets.HBox([self.ask_button, self.stop_button, self.clear_button])
+        self.view = ipywidgets.VBox([self.conversation, self.status, self.question, buttons], layout=wide)
+
+    def _ipython_display_(self):
+        from IPython.display import display
+
+        display(self.view)
+
+    def ask(self, question: str) -> None:
+        """Ask as if it were typed, and wait for the answer."""
+        self._submit(question)
+        self._worker.join()
+
+    def clear(self) -> None:
+        """Forget the conversation, unless an answer is being made."""
+        if not self.ask_button.disabled:
+            self.assistant.clear()
+            self.conversation.value = self.status.value = ""
+
+    def _submit(self, question: str = "") -> None:
+        question = question or self.question.value.strip()
+        if not question or self.ask_button.disabled:
+            return
+        self._busy(True)
+        self.question.value = ""
+        self.conversation.value += f"<p><b>{html.escape(question)}</b></p>"
+        self._worker = threading.Thread(target=self._answer, args=(question,), daemon=True)
+        self._worker.start()
+
+    def _answer(self, question: str) -> None:
+        try:
+            self.answer = self.assistant.ask(question, follow_up=True)
+            shown = _as_html(self.answer)
+        except Cancelled:
+            shown = "<p><i>Stopped.</i></p>"
+        except Exception as error:  # nobody else would see it: this is a thread's own stack
+            shown = f"<p><i>{html.escape(str(error))}</i></p>"
+        self.conversation.value += shown
+        self.status.value = ""
+        self._busy(False)
+
+    def _busy(self, busy: bool) -> None:
+        self.ask_button.disabled, self.stop_button.disabled = busy, not busy
+
+    def _event(self, kind: str, details: dict) -> None:
+        self._written = ""
+        if kind == "search":
+            self._say(f"searching: {details['query']}")
+        elif kind == "read":
+            self._say(f"reading {len(details['hits'])} passages")
+
+    def _piece(self, kind: str, piece: str) -> None:
+        self._written += piece
+        verdict = self._written.lstrip().startswith("{")
+        self._say(read_json(self._written).get("result", "giving its verdict") if verdict else self._written)
+
+    def _say(self, text: str) -> None:
+        self.status.value = f"<i>… {html.escape(text)}</i>"
+
+
+def _as_html(answer: Answer) -> str:
+    details = "\n\n".join(part for part in (format_sources(answer), format_steps(answer)) if part)
+    fold = (
+        f"<details><summary>sources and steps</summary><pre>{html.escape(details)}</pre></details>" if details else ""
+    )
+    return f"<p>{html.escape(answer.answer)}</p>{fold}<p><small>{format_cost(answer)}</small></p>"
 
 
 def format_answer(answer: Answer) -> str:

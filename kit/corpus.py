@@ -12,7 +12,7 @@ import os
 import re
 import subprocess
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kit.config import KitError
@@ -24,6 +24,10 @@ SUFFIXES = (*MAX_BYTES, ".jsonl")  # a .jsonl file is read line by line, so only
 MAX_LINE_BYTES = 8 * MIB
 MAX_BAD_LINES = 20  # of one file that are listed one by one
 HTML_SECONDS = 30.0
+SUMMARIZE = (
+    "Summarize this document in at most {words} words, so that the summary can be searched in its place. Keep every "
+    "name, number, date, price and rule that fits; leave out introductions and repetitions. Write the summary alone."
+)
 
 # pandoc's own plain tables wrap a cell over several lines; a row on one line can be found and quoted.
 HTML_FILTER = """
@@ -271,3 +275,15 @@ def split(documents: Iterable[Document], file: Path, chunk_size: int, chunk_over
             key = "\0".join((path, document.source, str(document.page), text))
             id = hashlib.sha256(key.encode()).hexdigest()[:32]
             yield Chunk(id, path, document.source, document.page, text, start)
+
+
+def compress(document: Document, model, tokens: int) -> Document:
+    """The document with a summary of at most `tokens` tokens, written by `model`, in place of its text.
+
+    `model` is a `kit.llm.ChatModel`. After Chan et al., Retrieval-Augmented Reasoning with Lean
+    Language Models (arXiv 2508.11386), where summaries take the place of full pages. Raises what
+    `complete` raises, `ContextOverflow` for a document that does not fit the window.
+    """
+    ask = SUMMARIZE.format(words=tokens // 2)  # a word has one and a half tokens, a number more
+    messages = [{"role": "user", "content": f"{title(document.source)}\n\n{document.text}\n\n{ask}"}]
+    return replace(document, text=model.complete(messages, max_tokens=tokens).text.strip())

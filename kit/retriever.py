@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kit.config import KitError
 from kit.index import Index
@@ -17,7 +17,8 @@ class Hit:
 
     `score` is in 0 to 1, higher is better.
     From a hybrid search the score is 1 for a passage that is first by meaning and by words, from a
-    dense one it is the cosine similarity to the query.
+    dense one it is the cosine similarity to the query, which is kept in `similarity` in both cases
+    (None for a passage that was found by its words alone).
     """
 
     id: str
@@ -26,6 +27,7 @@ class Hit:
     score: float
     text: str
     start: int = 0
+    similarity: float | None = None
 
 
 class Retriever:
@@ -49,12 +51,12 @@ class Retriever:
         if k < 1:
             raise KitError(f"{k} passages cannot be searched for; give a k of 1 or more.")
         started = time.perf_counter()
-        hits = self._fused(query, k) if self.hybrid else [Hit(*row) for row in self.index.search(query, k)]
+        hits = self._fused(query, k) if self.hybrid else [Hit(*row, row[3]) for row in self.index.search(query, k)]
         self.seconds += time.perf_counter() - started
         return hits
 
     def _fused(self, query: str, k: int) -> list[Hit]:
-        near = {row[0]: row for row in self.index.search(query, max(k, CANDIDATES))}
+        near = {row[0]: (*row, row[3]) for row in self.index.search(query, max(k, CANDIDATES))}
         scores: dict[str, float] = {}
         for ranking in (near, self.index.match(query, max(k, CANDIDATES))):
             for rank, id in enumerate(ranking):
@@ -77,6 +79,44 @@ class Retriever:
                 raise KitError(f"{where} is not in the index {self.index.folder}; ingest it, or mend the question.")
             found |= {row[0]: Hit(*row) for row in rows}
         return list(found.values())
+
+    def documents(self, query: str, k: int, n: int) -> list[Hit]:
+        """Parent-document retrieval: the first `n` documents that have a passage among the `k` best, whole.
+
+        Passages are small, so that they are found; what is read is the document. `id`, `score` and
+        `start` are those of its best passage, `page` is None. Raises what `search` raises.
+        """
+        best: dict[str, Hit] = {}
+        for hit in self.search(query, k):
+            best.setdefault(hit.source, hit)
+        return [replace(hit, page=None, text=self._whole(hit.source)) for hit in list(best.values())[:n]]
+
+    def _whole(self, source: str) -> str:
+        found = sorted(self.passages([{"source": source}]), key=lambda hit: hit.page or 0)
+        return "\n\n".join(joined(page) for page in pages(found))
+
+
+def pages(hits: Iterable[Hit]) -> list[list[Hit]]:
+    """The passages of each page together, the page of the best passage first."""
+    found: dict[tuple, list[Hit]] = {}
+    for hit in hits:
+        found.setdefault((hit.source, hit.page), []).append(hit)
+    return list(found.values())
+
+
+def joined(hits: Iterable[Hit]) -> str:
+    """The text of passages of one page; neighbours become one text again, an ellipsis stands for what lies between."""
+    text, end = "", 0
+    for hit in sorted(hits, key=lambda hit: hit.start):
+        shared = end - hit.start
+        if not text:
+            text = hit.text
+        elif 0 <= shared < len(hit.text) and text.endswith(hit.text[:shared]):
+            text += hit.text[shared:]
+        else:  # the splitter takes off white space, so a gap of two characters is nothing but that
+            text += ("\n" if -2 <= shared < 0 else "\n…\n") + hit.text
+        end = hit.start + len(hit.text)
+    return text
 
 
 def cite(source: str, page: int | None) -> str:

@@ -45,8 +45,8 @@ def call(query: str) -> dict:
 
 
 def found(result: str, *quotes: str) -> dict:
-    return {"evidence": list(quotes), "found": True, "result": result}
+    return {"result": result, "words": list(quotes)}
 
 
 def missing(search: str, *quotes: str) -> dict:
-    return {"evidence": list(quotes), "found": False, "search": search}
+    return {"search": search, "words": list(quotes)}

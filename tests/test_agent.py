@@ -1,9 +1,11 @@
 """The agent over fake models: when it searches, when it tries again, and what it may not say."""
 
+from dataclasses import replace
+
 import pytest
 from fakes import FakeChat, FakeRetriever, call, found, hit, missing
 
-from kit.agent import SYSTEM, Assistant
+from kit.agent import FAR, SYSTEM, Assistant
 from kit.config import PROFILES, KitError
 from kit.reasoner import NOT_FOUND
 
@@ -52,6 +54,14 @@ def test_what_the_documents_do_not_hold_is_not_answered_from_memory():
     primary = [call("capital of France"), {"action": "final_answer", "input": {"answer": "Paris"}}]
     answer = assistant(primary, ["", missing("France")], [RENT]).ask("What is the capital of France?")
     assert (answer.answer, answer.answered, answer.sources, answer.state) == (NOT_FOUND, False, [], "not_found")
+
+
+def test_passages_that_speak_of_something_else_are_not_read():
+    far, near = (replace(RENT, id=str(s), similarity=s) for s in (FAR - 0.05, FAR + 0.05))
+    it = assistant([call("tungsten"), call("wolfram"), call("metal")], [], [far, replace(RISE, similarity=None)])
+    answer = it.ask("What is the melting point of tungsten?")
+    assert (answer.answer, answer.answered, it.reasoner.model.asked) == (NOT_FOUND, False, [])
+    assert assistant([call("rent")], ["", found("48,000", "48,000")], [far, near]).ask("Rent?").answered
 
 
 def test_after_the_last_step_no_model_is_asked():

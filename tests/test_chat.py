@@ -1,12 +1,13 @@
-"""The terminal chat: its commands, and that an error does not end it."""
+"""The chat in a terminal and in a notebook: its commands, and that an error does not end it."""
 
 import io
 
 from fakes import FakeChat, FakeRetriever, call, found, hit
 
 from kit.agent import Assistant
-from kit.chat import format_answer, format_sources, terminal
+from kit.chat import Panel, format_answer, format_sources, terminal
 from kit.config import PROFILES, KitError
+from kit.llm import Cancelled
 
 RENT = hit("a", "The rent is 48,000 euros.")
 
@@ -65,3 +66,62 @@ def test_a_full_answer_shows_cost():
     primary, reasoner = FakeChat(call("r")), FakeChat("", found("1", "48,000"))
     text = format_answer(Assistant(PROFILES["ci"], primary, reasoner, FakeRetriever([RENT])).ask("Rent?"))
     assert "30 tokens read · 15 written" in text
+
+
+def panel(primary: list, reasoner: list, text: str = RENT.text) -> Panel:
+    return Panel(Assistant(PROFILES["ci"], FakeChat(*primary), FakeChat(*reasoner), FakeRetriever([hit("a", text)])))
+
+
+def test_the_panel_shows_the_answer_its_sources_and_what_it_cost():
+    chat = panel([call("rent")], ["", found("48,000", "48,000 euros")])
+    chat.question.value = " Rent? "
+    chat.ask_button.click()
+    chat._worker.join()
+    shown = chat.conversation.value
+    assert "<b>Rent?</b>" in shown and "<p>48,000</p>" in shown and "lease.pdf, page 1" in shown
+    assert "3 model calls" in shown and (chat.question.value, chat.status.value) == ("", "")
+    assert chat.stop_button.disabled and not chat.ask_button.disabled
+
+
+def test_the_panel_shows_markup_as_text():
+    chat = panel([call("r")], ["", found("<img src=x>", "<b>48</b>")], text="The rent is <b>48</b> euros.")
+    chat.ask("<script>alert(1)</script>")
+    assert not any(tag in chat.conversation.value for tag in ("<script", "<img", "<b>48"))
+    assert "&lt;script&gt;" in chat.conversation.value and "&lt;b&gt;48" in chat.conversation.value
+
+
+def test_the_panel_says_what_went_wrong_and_goes_on():
+    chat = panel([KitError("Ollama is away."), call("r"), Cancelled("stopped")], ["", found("48,000", "48,000")])
+    for question in ("one", "two", "three"):
+        chat.ask(question)
+    assert "<i>Ollama is away.</i>" in chat.conversation.value and "<p>48,000</p>" in chat.conversation.value
+    assert chat.conversation.value.endswith("<p><i>Stopped.</i></p>")
+
+
+def test_the_panel_forgets():
+    chat = panel([call("a"), call("b")], ["", found("one", "The"), "", found("two", "The")])
+    chat.ask("first")
+    chat.clear_button.click()
+    chat.ask("second")
+    assert "first" not in chat.conversation.value
+    assert len(chat.assistant.primary.asked[1]["messages"]) == 2
+
+
+def test_the_panel_shows_what_is_being_written():
+    chat, said = panel([], []), []
+    chat.status.observe(lambda change: said.append(change["new"]), "value")
+    chat._event("search", {"query": "rent & roof"})
+    for piece in ("The rent", " is named."):
+        chat._piece("text", piece)
+    chat._event("read", {"hits": [RENT]})
+    for piece in ("{", '"result": "48', ',000"}'):
+        chat._piece("text", piece)
+    assert [text.removeprefix("<i>… ").removesuffix("</i>") for text in said] == [
+        "searching: rent &amp; roof",
+        "The rent",
+        "The rent is named.",
+        "reading 1 passages",
+        "giving its verdict",
+        "48",
+        "48,000",
+    ]

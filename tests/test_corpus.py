@@ -13,10 +13,11 @@ from pathlib import Path
 import psutil
 import pytest
 from conftest import write_pdf
+from fakes import FakeChat
 
 from kit import pdf as pdf_module
 from kit.config import KitError
-from kit.corpus import Document, find_files, read, split, title
+from kit.corpus import Document, compress, find_files, read, split, title
 from kit.pdf import PdfReader, ReadError
 
 
@@ -426,3 +427,12 @@ def test_nothing_is_started_for_other_kinds(tmp_path, monkeypatch):
     (tmp_path / "a.txt").write_text("words")
     monkeypatch.setattr(pdf_module.PdfReader, "_start", lambda self: pytest.fail("the PDF reader was started"))
     assert len(documents(tmp_path / "a.txt", PdfReader())) == 1
+
+
+def test_a_summary_takes_the_place_of_a_document():
+    model = FakeChat(" Owls hunt by night. ")
+    short = compress(Document("owls-and-mice.pdf", "An owl hunts by night. " * 50, 3), model, tokens=90)
+    assert short == Document("owls-and-mice.pdf", "Owls hunt by night.", 3)
+    (request,) = model.asked
+    assert request["max_tokens"] == 90 and "at most 45 words" in request["messages"][0]["content"]
+    assert request["messages"][0]["content"].startswith("owls and mice\n\nAn owl"), "the text first, the order last"

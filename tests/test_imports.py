@@ -20,7 +20,7 @@ ALLOWED = {
     "retriever": {"config", "index"},
     "reasoner": {"llm", "retriever"},
     "agent": {"config", "llm", "retriever", "reasoner"},
-    "chat": {"config", "agent", "retriever"},
+    "chat": {"config", "agent", "llm", "retriever"},
     "doctor": {"config", "engine", "models", "index"},
     "evaluation": {"config"},
 }

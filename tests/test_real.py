@@ -12,8 +12,8 @@ from kit.agent import SYSTEM, Assistant
 from kit.config import load_profile
 from kit.index import Embedder, Index
 from kit.llm import ContextOverflow, chat_model
-from kit.reasoner import find_quote, joined
-from kit.retriever import Retriever
+from kit.reasoner import find_quote
+from kit.retriever import Retriever, joined
 
 pytestmark = [pytest.mark.ollama, pytest.mark.timeout(900)]
 COLLECTION = Path(__file__).parent.parent / "data" / "collection"

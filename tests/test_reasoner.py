@@ -2,8 +2,8 @@
 
 from fakes import FakeChat, found, hit, missing
 
-from kit.reasoner import VERDICT_SCHEMA, Citation, Reasoner, find_quote, joined, plain_answer, prompt
-from kit.retriever import Hit
+from kit.reasoner import VERDICT_SCHEMA, Citation, Reasoner, find_quote, plain_answer, prompt
+from kit.retriever import Hit, joined
 
 HITS = [hit("a", "The rent is 48,000\neuros a year."), hit("b", "Ada chairs the board.", "minutes.pdf", None)]
 
@@ -84,13 +84,19 @@ def test_an_insufficient_verdict_has_a_better_query_and_no_answer():
 
 
 def test_a_verdict_cut_off_by_its_budget_is_not_sufficient():
-    verdict, _ = judge("", '{"evidence": ["The rent is')
+    verdict, _ = judge("", '{"result": "48')
     assert not verdict.sufficient and verdict.answer == ""
 
 
-def test_the_grammar_writes_the_evidence_before_the_result():
-    for branch, last in zip(VERDICT_SCHEMA["anyOf"], ("result", "search"), strict=True):
-        assert sorted(branch["properties"]) == ["evidence", "found", last], "the order in which the grammar writes"
+def test_the_grammar_writes_the_result_before_the_quotes():
+    for branch, first in zip(VERDICT_SCHEMA["anyOf"], ("result", "search"), strict=True):
+        assert sorted(branch["properties"]) == [first, "words"], "the order in which the grammar writes"
+
+
+def test_an_answer_that_stands_in_a_passage_supports_itself():
+    verdict, _ = judge("", found("48,000 euros", "The lease says 48,000"))
+    assert (verdict.answer, verdict.citations[0].quote, verdict.dropped) == ("48,000 euros", "48,000 euros", 1)
+    assert not judge("", found("is", "in no passage"))[0].sufficient, "what stands everywhere supports nothing"
 
 
 def test_notes_of_earlier_searches_are_read_again_but_not_their_passages():

@@ -1,6 +1,7 @@
 """The thin layer between the index and those who search."""
 
 import pytest
+from conftest import write_pdf
 
 from kit.config import KitError
 from kit.index import Index
@@ -29,6 +30,18 @@ def test_all_passages_of_a_source(retriever):
     assert (found.source, found.page, found.text) == ("b.txt", None, "A comet has a tail.")
     with pytest.raises(KitError, match=r"b\.txt, page 2 is not in the index"):
         retriever.passages([{"source": "a.txt"}, {"source": "b.txt", "page": 2}])
+
+
+def test_a_whole_document_is_read_where_a_passage_of_it_is_found(tmp_path, embedder):
+    text = " ".join(f"An owl hunts by night {night}." for night in range(9))
+    write_pdf(tmp_path / "owls.pdf", [f"{text} Its prey is mice.", "It sleeps by day."])
+    (tmp_path / "comets.txt").write_text("A comet has a tail.")
+    with Index.create(tmp_path / "index", embedder, 60, 20) as index:
+        index.ingest([tmp_path])
+        first, *others = Retriever(index).documents("which bird hunts by night, an owl", 3, 2)
+    assert (first.source, first.page) == ("owls.pdf", None)
+    assert " ".join(first.text.split()) == f"{text} Its prey is mice. It sleeps by day."
+    assert [hit.source for hit in others] in ([], ["comets.txt"])
 
 
 def test_a_word_finds_what_its_vector_does_not(tmp_path, embedder):
