@@ -103,9 +103,10 @@ class ChatModel(smolagents.Model):
     ) -> Reply:
         """The model's reply to `messages` (dicts with `role` and `content`).
 
-        `schema` holds the text to a JSON schema. The grammar made from it writes properties in
-        alphabetical order, so name them in the order in which they should be thought of. Pieces go
-        to `on_text` as they arrive. Raises `ContextOverflow`, `Cancelled`, or a `KitError` when the
+        `schema` holds the text to a JSON schema. The grammar made from it writes properties in the
+        schema's order or, in some builds of Ollama, in alphabetical order; so give them names for
+        which both are the order in which they should be thought of. Pieces go to `on_text` as they
+        arrive. Raises `ContextOverflow`, `Cancelled`, or a `KitError` when the
         server fails or the time is over; nothing is retried here.
         """
         with start_blocking_portal() as portal:
@@ -151,7 +152,7 @@ class ChatModel(smolagents.Model):
 
         With tools on offer the reply is held to a schema made from them, so it always parses.
         """
-        history = [native_message(m) for m in messages]
+        history = [native_message(m) if tools_to_call_from else text_message(m) for m in messages]
         if tools_to_call_from:
             reply = self.complete(history, schema=tool_call_schema(tools_to_call_from), **kwargs)
             content, calls = None, [_tool_call(reply.text)]
@@ -346,7 +347,7 @@ def split_thoughts(text: str) -> tuple[str, str]:
 def tool_call_schema(tools: list) -> dict:
     """A JSON schema that only a call of one of `tools` satisfies.
 
-    The keys are `action` and `input`, not `name` and `arguments`: the grammar writes them in
+    The keys are `action` and `input`, not `name` and `arguments`: a grammar may write them in
     alphabetical order, and the choice of the tool has to come first.
     """
     calls = []
@@ -383,18 +384,32 @@ def _tool_call(text: str) -> dict:
 
 def native_message(message) -> dict:
     """A smolagents message as the chat protocol has it: tool calls and tool results in their own roles."""
-    if isinstance(message, dict):
-        role, content = message["role"], message["content"]
-    else:
-        role, content = message.role, message.content
-    role = getattr(role, "value", role)
-    text = content if isinstance(content, str) else "\n".join(p.get("text", "") for p in content or [])
+    role, text = _role_and_text(message)
     if role == "tool-call":  # smolagents writes the calls as a Python literal behind a headline
         calls = ast.literal_eval(text.removeprefix("Calling tools:\n"))
         return {"role": "assistant", "content": "", "tool_calls": [{"function": c["function"]} for c in calls]}
     if role == "tool-response":
         return {"role": "tool", "content": text.removeprefix("Observation:\n")}
     return {"role": role, "content": text.removeprefix("New task:\n")}
+
+
+def text_message(message) -> dict:
+    """A smolagents message for a model that is offered no tools: calls and results are plain turns of the conversation.
+
+    That is how a `CodeAgent` talks, whose "calls" are Python code.
+    """
+    role, text = _role_and_text(message)
+    return {"role": {"tool-call": "assistant", "tool-response": "user"}.get(role, role), "content": text}
+
+
+def _role_and_text(message) -> tuple[str, str]:
+    """Role and text of a message, which is a dict or smolagents' own record; its text may come in parts."""
+    if isinstance(message, dict):
+        role, content = message["role"], message["content"]
+    else:
+        role, content = message.role, message.content
+    text = content if isinstance(content, str) else "\n".join(p.get("text", "") for p in content or [])
+    return getattr(role, "value", role), text
 
 
 def _with_call_ids(message: dict, position: int) -> dict:

@@ -2,14 +2,15 @@
 
 A judgement has two parts over one prefix. First the model thinks freely within a budget; then it is
 asked for a verdict that a JSON schema holds. Asking for both at once makes models leave out one of
-them. The passages come first and the question last, so that the second part, and a next question
-over the same passages, find their prefix in the engine's cache.
+them. A result that no passage supports is not taken; other search words are asked for instead. The
+passages come first and the question last, so that the second part, and a next question over the same
+passages, find their prefix in the engine's cache.
 """
 
 import re
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kit.llm import ChatModel, read_json
 from kit.retriever import Hit, cite, joined, pages
@@ -26,6 +27,7 @@ VERDICT = (
     "passages that state it, copied exactly. For example: "
     '{"result": "900 euros", "words": ["the rent is 900 euros"]}'
 )
+SEARCH = "The passages do not state that. Give, as JSON, other words to search with for the answer to: {question}"
 PLAIN = (
     "Answer with the answer alone, as short as possible (a name, a number with its unit, a date). "
     "If the passages do not state it, answer: not in the documents."
@@ -78,10 +80,18 @@ class Reasoner:
         messages = prompt(question, hits, notes, THINK)
         thinking = self._think(messages)
         messages += [_thought(thinking, self.model.thinks), {"role": "user", "content": VERDICT}]
-        reply = self.model.complete(
-            messages, schema=VERDICT_SCHEMA, think=self._flag(False), max_tokens=self.answer_tokens
-        )
-        return self._verdict(read_json(reply.text), hits, thinking)
+        said = self._held(messages, VERDICT_SCHEMA)
+        verdict = self._verdict(read_json(said), hits, thinking)
+        if verdict.sufficient or verdict.better_query:
+            return verdict
+        messages += [
+            {"role": "assistant", "content": said},
+            {"role": "user", "content": SEARCH.format(question=question)},
+        ]
+        return replace(verdict, better_query=read_json(self._held(messages, SEARCH_SCHEMA)).get("search", "").strip())
+
+    def _held(self, messages: list[dict], schema: dict) -> str:
+        return self.model.complete(messages, schema=schema, think=self._flag(False), max_tokens=self.answer_tokens).text
 
     def _think(self, messages: list[dict]) -> str:
         # The closing tag ends the call: whatever would follow it is asked for in the verdict.
@@ -130,18 +140,27 @@ def prompt(question: str, hits: Sequence[Hit], notes: Sequence[Citation], ask: s
     ]
 
 
-def _branch(key: str, length: int) -> dict:
-    properties = {
-        key: {"type": "string", "minLength": 1, "maxLength": length},
-        "words": {"type": "array", "maxItems": QUOTES, "items": {"type": "string", "maxLength": QUOTE_LENGTH}},
-    }
+def _object(**properties) -> dict:
     return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
 
 
-# The grammar writes keys in alphabetical order, so the names are chosen to give the order of thought: the result that
-# the thoughts have led to, or the next search, and then the words it rests on. With the words first, a small model
-# copies some sentence and forgets its thoughts.
-VERDICT_SCHEMA = {"anyOf": [_branch("result", RESULT_LENGTH), _branch("search", QUERY_LENGTH)]}
+def _text(length: int) -> dict:
+    return {"type": "string", "minLength": 1, "maxLength": length}
+
+
+_WORDS = {"type": "array", "maxItems": QUOTES, "items": {"type": "string", "maxLength": QUOTE_LENGTH}}
+
+
+# A grammar writes keys in the schema's order or in alphabetical order; here both are the order of thought: the result
+# that the thoughts have led to, or the next search, and then the words it rests on. With the words first, a small
+# model copies some sentence and forgets its thoughts.
+VERDICT_SCHEMA = {
+    "anyOf": [
+        _object(result=_text(RESULT_LENGTH), words=_WORDS),
+        _object(search=_text(QUERY_LENGTH), words=_WORDS),
+    ]
+}
+SEARCH_SCHEMA = _object(search=_text(QUERY_LENGTH))  # asked for where no passage supports the result
 
 
 def _passages(hits: Sequence[Hit]) -> list[str]:

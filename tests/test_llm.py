@@ -147,6 +147,18 @@ def test_history_is_native():
     assert native_message(heard) == {"role": "tool", "content": "nothing"}
 
 
+def test_a_model_without_tools_hears_of_code_and_its_results_as_conversation(scripted):
+    server = scripted({"lines": say("done")})
+    code = """Calling tools:\n[{'id': '1', 'function': {'name': 'python_interpreter', 'arguments': '{x = 1}'}}]"""
+    said, heard = (
+        ChatMessage(role=role, content=[{"type": "text", "text": text}])
+        for role, text in ((MessageRole.TOOL_CALL, code), (MessageRole.TOOL_RESPONSE, "Observation:\n1"))
+    )
+    ollama(server).generate([said, heard])
+    messages = server.requests[0]["messages"]
+    assert messages == [{"role": "assistant", "content": code}, {"role": "user", "content": "Observation:\n1"}]
+
+
 def test_the_openai_client_sends_schema_and_budget_and_reads_usage(scripted):
     chunks = [
         {"choices": [{"index": 0, "delta": {"content": "<think>so</think>"}}]},

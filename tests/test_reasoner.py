@@ -9,7 +9,7 @@ HITS = [hit("a", "The rent is 48,000\neuros a year."), hit("b", "Ada chairs the 
 
 
 def judge(*replies, hits=HITS, thinks=False, **more):
-    model = FakeChat(*replies, thinks=thinks)
+    model = FakeChat(*replies, {"search": "other words"}, thinks=thinks)  # asked for if the verdict is not sufficient
     return Reasoner(model, thinking_tokens=40, answer_tokens=60).judge("How much?", hits, **more), model
 
 
@@ -24,7 +24,7 @@ def test_thinking_comes_first_and_the_verdict_continues_its_prefix():
 
 def test_a_model_that_thinks_natively_is_asked_to_and_its_thoughts_stay_thoughts():
     verdict, model = judge("hm", found("x"), thinks=True)
-    assert [request["think"] for request in model.asked] == [True, False]
+    assert [request["think"] for request in model.asked] == [True, False, False]
     assert model.asked[1]["messages"][-2] == {"role": "assistant", "content": "", "thinking": "hm"}
     assert verdict.thinking == "hm"
 
@@ -68,6 +68,14 @@ def test_a_quote_may_run_from_one_passage_into_the_next():
 def test_an_answer_without_any_quote_is_not_sufficient():
     verdict, _ = judge("", found("Ada", "Ada resigned"))
     assert (verdict.sufficient, verdict.answer, verdict.dropped) == (False, "", 1)
+
+
+def test_a_better_query_is_asked_for_where_the_result_has_no_support():
+    verdict, model = judge("", found("Ada", "Ada resigned"))
+    assert (verdict.better_query, len(model.asked)) == ("other words", 3)
+    assert model.asked[2]["messages"][: len(model.asked[1]["messages"])] == model.asked[1]["messages"], "one prefix"
+    verdict, model = judge("", missing("rent 2025"))
+    assert (verdict.better_query, len(model.asked)) == ("rent 2025", 2), "and only there"
 
 
 def test_line_breaks_do_not_break_a_quote_and_the_passages_own_words_are_given():
