@@ -1,0 +1,193 @@
+"""The notebooks: their frame, their functions, and every one of them run from top to bottom on the real models.
+
+Each is run twice: by nbval with its committed defaults, which compares the cells tagged
+`nbval-check-output` with what is stored, and by papermill with its smallest parameters.
+"""
+
+import ast
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import papermill
+import pytest
+
+from kit import engine, evaluation
+from kit.config import load_profile
+from kit.reasoner import find_quote
+from kit.retriever import Hit
+
+ROOT = Path(__file__).parent.parent
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("0*.ipynb"))
+SMALLEST = {
+    "02": {"CHUNK_SIZES": [300], "SUMMARIES": 1},
+    "03": {"K": 3},
+    "04": {"K": 3, "TRIES": 4},
+}
+WIDGET = "application/vnd.jupyter.widget-view+json"
+every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS])
+
+
+def cells(path: Path, kind: str = "code") -> list:
+    return [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == kind]
+
+
+def tags(cell) -> list[str]:
+    return cell.metadata.get("tags", [])
+
+
+def test_every_notebook_has_its_smallest_parameters():
+    assert [path.name[:2] for path in NOTEBOOKS] == sorted(SMALLEST)
+
+
+@every_notebook
+def test_the_frame_is_complete(path):
+    prose = "\n".join(cell.source for cell in cells(path, "markdown"))
+    assert re.match(rf"# {int(path.name[:2])} · .+\n\n\S", prose), "a title, and a promise below it"
+    for part in ("**You will learn**", "**You need**", "**Time**", "## Check what you have seen"):
+        assert part in prose, part
+    for part in ("## What you should have seen", "## Exercises", "## Where to go next"):
+        assert part in prose, part
+    sources = [cell.source for cell in cells(path)]
+    assert sum("parameters" in tags(cell) for cell in cells(path)) == 1
+    assert sum(len(re.findall(r"^\s*assert ", source, re.M)) for source in sources) >= 5
+    assert any("from kit" in source for source in sources) and "from the kit" in prose
+    assert sum("solution" in tags(cell) for cell in cells(path)) >= 2
+    assert all(cell.metadata["jupyter"]["source_hidden"] for cell in cells(path) if "solution" in tags(cell))
+
+
+@every_notebook
+def test_it_was_run_from_top_to_bottom_and_holds_nothing_it_should_not(path):
+    notebook = nbformat.read(path, as_version=4)
+    counts = [cell.execution_count for cell in cells(path)]
+    assert counts == list(range(1, len(counts) + 1))
+    assert all(cell.source.strip() for cell in notebook.cells)
+    assert not any(output.output_type == "error" for cell in cells(path) for output in cell.outputs)
+    text = path.read_text(encoding="utf-8")
+    for unwanted in ("!pip", "%pip", "share=True", "/home/", "/tmp/", "/root/", "/Users/", "http://127", "C:\\\\"):
+        assert unwanted not in text, unwanted
+    views = {o.data[WIDGET]["model_id"] for cell in cells(path) for o in cell.outputs if WIDGET in o.get("data", {})}
+    state = notebook.metadata.get("widgets", {}).get("application/vnd.jupyter.widget-state+json", {}).get("state", {})
+    assert views <= set(state) and bool(views) == bool(state), "a widget is stored with what it showed, or not at all"
+
+
+@every_notebook
+def test_at_least_three_cells_are_compared_for_real(path):
+    compared = [cell for cell in cells(path) if "nbval-check-output" in tags(cell)]
+    assert sum(bool(cell.outputs) for cell in compared) >= 3
+
+
+@every_notebook
+def test_links_lead_somewhere(path):
+    for target in re.findall(r"\]\(([^)#]+)\)", "\n".join(cell.source for cell in cells(path, "markdown"))):
+        assert target.startswith("https://") or (path.parent / target).exists(), target
+
+
+@every_notebook
+def test_what_the_kit_has_is_not_defined_again(path):
+    held = {
+        node.name
+        for module in (ROOT / "kit").glob("*.py")
+        for node in ast.parse(module.read_text(encoding="utf-8")).body
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef))
+    }
+    own = {
+        node.name
+        for cell in cells(path)
+        for node in ast.parse(cell.source).body
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef))
+    }
+    assert not own & held
+
+
+def functions(number: str, *names: str) -> list:
+    """Functions that a notebook defines, taken out of its cells."""
+    (path,) = (path for path in NOTEBOOKS if path.name.startswith(number))
+    found: dict = {}
+    for cell in cells(path):
+        for node in ast.parse(cell.source).body:
+            if isinstance(node, ast.FunctionDef) and node.name in names:
+                exec(compile(ast.Module([node], []), path.name, "exec"), found)
+    return [found[name] for name in names]
+
+
+def test_the_quote_check_by_hand_agrees_with_the_kit():
+    (stands_in,) = functions("03", "stands_in")
+    hit = Hit("a", "lease.pdf", 1, 1.0, "The rent is\n900 euros. It is due on the first.")
+    for quote in ("The rent is 900 euros", "the rent is 900 EUROS.", "The rent is 800 euros", "", "due on the first"):
+        assert bool(stands_in(quote, [hit])) == bool(find_quote(hit.text, quote)), quote
+
+
+def test_the_rank_by_hand_agrees_with_the_kit():
+    (rank,) = functions("02", "rank")
+    questions = [
+        {"id": str(n), "question": str(n), "answerable": True, "sources": [{"source": "a.pdf", "page": page}]}
+        for n, page in enumerate((1, 2, 3, 9))
+    ]
+    hits = [Hit(str(page), "a.pdf", page, 1 / page, "") for page in (2, 1, 3)]
+    kit = evaluation.retrieval(questions, lambda query, k: hits[:k], 3)
+    ranks = [rank([(h.source, h.page) for h in hits], {("a.pdf", q["sources"][0]["page"])}) for q in questions]
+    assert ranks == [2, 1, 3, 0]
+    assert kit["mrr"] == pytest.approx(sum(1 / place for place in ranks if place) / 4, abs=1e-3)
+    assert kit["hit@3"] == pytest.approx(sum(place > 0 for place in ranks) / 4)
+
+
+def nbval(path: Path, **environment: str) -> subprocess.CompletedProcess:
+    """The notebook in a fresh kernel, compared with its stored outputs where a cell asks for it."""
+    command = [sys.executable, "-m", "pytest", "-q", "--nbval-lax", "--nbval-current-env", "-p", "no:cacheprovider"]
+    command += ["--nbval-cell-timeout=900", "--timeout=0", "-x", "--rootdir", str(path.parent), str(path)]
+    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment})
+
+
+def test_a_wrong_number_and_an_exception_turn_the_run_red(tmp_path):
+    (path,) = (path for path in NOTEBOOKS if path.name.startswith("02"))
+    notebook = nbformat.read(path, as_version=4)
+    notebook.cells = [cell for cell in notebook.cells if {"solution", "nbval-check-output"} <= set(tags(cell))]
+    (cell,) = notebook.cells
+    copy = tmp_path / "copy.ipynb"
+    nbformat.write(notebook, copy)
+    assert nbval(copy).returncode == 0
+    right = cell.outputs[0].text
+    cell.outputs[0].text = right.replace("0", "7", 1)
+    nbformat.write(notebook, copy)
+    assert nbval(copy).returncode == 1, "a changed number"
+    cell.outputs[0].text, cell.source = right, cell.source + "\nraise ValueError"
+    nbformat.write(notebook, copy)
+    assert nbval(copy).returncode == 1, "an exception, for nbval"
+    with pytest.raises(papermill.PapermillExecutionError):
+        papermill.execute_notebook(copy, None, progress_bar=False)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A KIT_HOME with the real engine and weights, and no index; a server runs in it."""
+    profile = load_profile("ci")
+    home = tmp_path_factory.mktemp("home")
+    for name in ("engine", "weights", "models"):
+        if (profile.home / name).exists():
+            (home / name).symlink_to(profile.home / name)
+    with engine.running(profile) as server, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KIT_HOME", str(home))
+        patch.setenv("KIT_PROFILE", "ci")
+        patch.setenv("OLLAMA_HOST", server.url)
+        yield home
+
+
+@pytest.mark.ollama
+@pytest.mark.timeout(1800)
+@every_notebook
+def test_with_its_defaults(path, home):
+    run = nbval(path)
+    assert run.returncode == 0, run.stdout[-5000:]
+
+
+@pytest.mark.ollama
+@pytest.mark.timeout(1800)
+@every_notebook
+def test_with_its_smallest_parameters(path, home, tmp_path):
+    papermill.execute_notebook(
+        path, tmp_path / path.name, SMALLEST[path.name[:2]], cwd=path.parent, progress_bar=False, kernel_name="python3"
+    )
