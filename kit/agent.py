@@ -23,7 +23,7 @@ from kit.retriever import Hit, Retriever
 
 MODES = ("closed", "rag", "reasoner", "agentic")
 LONGEST_QUESTION = 4000  # characters
-FAR = 0.2  # cosine similarity below which a passage speaks of something else (see benchmarks/README.md)
+FAR = 0.25  # cosine similarity below which a passage speaks of something else (see benchmarks/README.md)
 OnEvent = Callable[[str, dict], None]  # called with the kind of event and its details
 
 # smolagents' own system prompt has about 900 tokens with these tools; this one stays far below 400.
