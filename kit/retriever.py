@@ -51,20 +51,23 @@ class Retriever:
         if k < 1:
             raise KitError(f"{k} passages cannot be searched for; give a k of 1 or more.")
         started = time.perf_counter()
-        hits = self._fused(query, k) if self.hybrid else [Hit(*row, row[3]) for row in self.index.search(query, k)]
+        hits = self._fused(query, k) if self.hybrid else self._near(query, k)
         self.seconds += time.perf_counter() - started
         return hits
 
+    def _near(self, query: str, k: int) -> list[Hit]:
+        return [Hit(*row, similarity=row[3]) for row in self.index.search(query, k)]
+
     def _fused(self, query: str, k: int) -> list[Hit]:
-        near = {row[0]: (*row, row[3]) for row in self.index.search(query, max(k, CANDIDATES))}
+        found = {hit.id: hit for hit in self._near(query, max(k, CANDIDATES))}
         scores: dict[str, float] = {}
-        for ranking in (near, self.index.match(query, max(k, CANDIDATES))):
+        for ranking in (found, self.index.match(query, max(k, CANDIDATES))):
             for rank, id in enumerate(ranking):
                 scores[id] = scores.get(id, 0.0) + FLATNESS / (FLATNESS + rank) / 2
         best = sorted(scores, key=lambda id: (-scores[id], id))[:k]
-        if unknown := [id for id in best if id not in near]:
-            near |= {row[0]: row for row in self.index.get(unknown)}
-        return [Hit(id, *near[id][1:3], scores[id], *near[id][4:]) for id in best if id in near]
+        if unknown := [id for id in best if id not in found]:
+            found |= {row[0]: Hit(*row) for row in self.index.get(unknown)}
+        return [replace(found[id], score=scores[id]) for id in best if id in found]
 
     def passages(self, sources: Iterable[dict]) -> list[Hit]:
         """All that the index holds of `sources`, dicts with `source` and perhaps `page`, in their order.

@@ -5,7 +5,6 @@ Each is run twice: by nbval with its committed defaults, which compares the cell
 """
 
 import ast
-import os
 import re
 import subprocess
 import sys
@@ -33,6 +32,16 @@ every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=[path.stem for p
 
 def cells(path: Path, kind: str = "code") -> list:
     return [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == kind]
+
+
+def numbered(number: str) -> Path:
+    (path,) = (path for path in NOTEBOOKS if path.name.startswith(number))
+    return path
+
+
+def definitions(source: str) -> list:
+    """The functions and classes at the top of some code."""
+    return [node for node in ast.parse(source).body if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
 
 
 def tags(cell) -> list[str]:
@@ -88,41 +97,30 @@ def test_links_lead_somewhere(path):
 
 @every_notebook
 def test_what_the_kit_has_is_not_defined_again(path):
-    held = {
-        node.name
-        for module in (ROOT / "kit").glob("*.py")
-        for node in ast.parse(module.read_text(encoding="utf-8")).body
-        if isinstance(node, (ast.FunctionDef, ast.ClassDef))
-    }
-    own = {
-        node.name
-        for cell in cells(path)
-        for node in ast.parse(cell.source).body
-        if isinstance(node, (ast.FunctionDef, ast.ClassDef))
-    }
+    modules = [module.read_text(encoding="utf-8") for module in (ROOT / "kit").glob("*.py")]
+    held = {node.name for source in modules for node in definitions(source)}
+    own = {node.name for cell in cells(path) for node in definitions(cell.source)}
     assert not own & held
 
 
-def functions(number: str, *names: str) -> list:
-    """Functions that a notebook defines, taken out of its cells."""
-    (path,) = (path for path in NOTEBOOKS if path.name.startswith(number))
+def function(number: str, name: str):
+    """A function that a notebook defines, taken out of its cell."""
+    nodes = [node for cell in cells(numbered(number)) for node in definitions(cell.source)]
+    (node,) = (node for node in nodes if node.name == name)
     found: dict = {}
-    for cell in cells(path):
-        for node in ast.parse(cell.source).body:
-            if isinstance(node, ast.FunctionDef) and node.name in names:
-                exec(compile(ast.Module([node], []), path.name, "exec"), found)
-    return [found[name] for name in names]
+    exec(compile(ast.Module([node], []), number, "exec"), found)
+    return found[name]
 
 
 def test_the_quote_check_by_hand_agrees_with_the_kit():
-    (stands_in,) = functions("03", "stands_in")
+    stands_in = function("03", "stands_in")
     hit = Hit("a", "lease.pdf", 1, 1.0, "The rent is\n900 euros. It is due on the first.")
     for quote in ("The rent is 900 euros", "the rent is 900 EUROS.", "The rent is 800 euros", "", "due on the first"):
         assert bool(stands_in(quote, [hit])) == bool(find_quote(hit.text, quote)), quote
 
 
 def test_the_rank_by_hand_agrees_with_the_kit():
-    (rank,) = functions("02", "rank")
+    rank = function("02", "rank")
     questions = [
         {"id": str(n), "question": str(n), "answerable": True, "sources": [{"source": "a.pdf", "page": page}]}
         for n, page in enumerate((1, 2, 3, 9))
@@ -135,16 +133,15 @@ def test_the_rank_by_hand_agrees_with_the_kit():
     assert kit["hit@3"] == pytest.approx(sum(place > 0 for place in ranks) / 4)
 
 
-def nbval(path: Path, **environment: str) -> subprocess.CompletedProcess:
+def nbval(path: Path) -> subprocess.CompletedProcess:
     """The notebook in a fresh kernel, compared with its stored outputs where a cell asks for it."""
     command = [sys.executable, "-m", "pytest", "-q", "--nbval-lax", "--nbval-current-env", "-p", "no:cacheprovider"]
     command += ["--nbval-cell-timeout=900", "--timeout=0", "-x", "--rootdir", str(path.parent), str(path)]
-    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment})
+    return subprocess.run(command, capture_output=True, text=True)
 
 
 def test_a_wrong_number_and_an_exception_turn_the_run_red(tmp_path):
-    (path,) = (path for path in NOTEBOOKS if path.name.startswith("02"))
-    notebook = nbformat.read(path, as_version=4)
+    notebook = nbformat.read(numbered("02"), as_version=4)
     notebook.cells = [cell for cell in notebook.cells if {"solution", "nbval-check-output"} <= set(tags(cell))]
     (cell,) = notebook.cells
     copy = tmp_path / "copy.ipynb"
