@@ -15,16 +15,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict
 from pathlib import Path
 
 from machine import machine
 from quality import questions as in_turn
-from tqdm import tqdm
 
 from kit import engine, evaluation
 from kit.agent import Assistant
-from kit.config import KitError, load_profile
+from kit.config import load_profile
 from kit.index import Embedder, Index
 from kit.llm import chat_model
 from kit.retriever import Retriever
@@ -46,13 +44,11 @@ def main() -> None:
 def questions(limit: int | None, fresh: bool) -> dict:
     """The dev questions of the collection in agentic mode, in turn of each type, in one warm process."""
     asked = in_turn("dev", None)[:limit]
-    path = RESULTS / "first_answer.jsonl"
-    path.parent.mkdir(exist_ok=True)
+    out = RESULTS / "first_answer"
     if fresh:
-        path.unlink(missing_ok=True)
-    rows = [json.loads(line) for line in path.open(encoding="utf-8")] if path.exists() else []
+        (out / evaluation.ROWS).unlink(missing_ok=True)
     profile = load_profile()
-    with engine.running(profile) as server, path.open("a", encoding="utf-8") as out:
+    with engine.running(profile) as server:
         primary, reasoner = (chat_model(profile, role, server.url) for role in ("primary", "reasoner"))
         retriever = Retriever(Index.open(profile.index, Embedder(profile.embedding_path)))
         assistant = Assistant(profile, primary, reasoner, retriever)
@@ -60,12 +56,15 @@ def questions(limit: int | None, fresh: bool) -> dict:
         for model in (primary, reasoner):  # warm: loads the models, and the embeddings
             model.complete([{"role": "user", "content": "Hello"}], max_tokens=1)
         retriever.search("warm", 1)
-        for question in tqdm(asked, disable=None, unit="question"):
-            if question["id"] not in {row["id"] for row in rows}:
-                rows.append(_row(assistant, question, replies))
-                out.write(json.dumps(rows[-1], ensure_ascii=False) + "\n")
-                out.flush()
-    return _summary(rows, profile)
+
+        def answer(question: dict, mode: str) -> dict:
+            replies.clear()
+            return assistant.answer(question, mode) | _calls(assistant, replies)
+
+        settings = {"profile": profile.name, "k": profile.k, "chunk_size": profile.chunk_size}
+        rows = evaluation.run(asked, ["agentic"], answer, out, settings)
+    summary = evaluation.summarize(asked, rows)["modes"]["agentic"]
+    return {"profile": profile.name, "stand_in_reasoner": profile.stand_in, **_cleanness(rows), **summary}
 
 
 def _record(*models) -> list:
@@ -82,51 +81,26 @@ def _record(*models) -> list:
     return replies
 
 
-def _row(assistant: Assistant, question: dict, replies: list) -> dict:
-    replies.clear()
-    row = {"id": question["id"], "type": question["type"], "gold": question["answer"], "error": ""}
-    try:
-        answer = assistant.ask(question["question"])
-    except KitError as error:
-        return row | {"error": str(error)}
+def _calls(assistant: Assistant, replies: list) -> dict:
+    """What the calls of one answer did that they should not."""
     errors = [str(e) for step in assistant.agent.memory.steps if (e := getattr(step, "error", None))]
-    scored = evaluation.score(question, asdict(answer))
-    return row | {
-        "answer": answer.answer,
-        "state": answer.state,
-        "right": scored["em"] == 1 if question["answerable"] else scored["declined"],
-        "agent_errors": [e for e in errors if "max steps" not in e],
+    return {
+        "agent_errors": [error for error in errors if "max steps" not in error],
         "over_budget": sum(reply.usage.output_tokens > budget for reply, budget in replies),
-        "load_seconds": max(reply.usage.load_seconds for reply, _ in replies),
-        "seconds": answer.seconds,
-        "overhead": answer.seconds
-        - sum(answer.usage[part] for part in ("engine_seconds", "search_seconds", "load_seconds")),
-        **answer.usage,
+        "longest_load": max((reply.usage.load_seconds for reply, _ in replies), default=0.0),
     }
 
 
-def _summary(rows: list[dict], profile) -> dict:
+def _cleanness(rows: list[dict]) -> dict:
     done = [row for row in rows if not row["error"]]
-    if not done:
-        return {"questions": len(rows), "unhandled": [row["error"] for row in rows]}
-    seconds = sorted(row["seconds"] for row in done)
+    parts = ("engine_seconds", "search_seconds", "load_seconds")
+    shares = [1 - sum(row["usage"][part] for part in parts) / row["seconds"] for row in done]
     return {
-        "profile": profile.name,
-        "stand_in_reasoner": profile.stand_in,
-        "questions": len(rows),
         "unhandled": [row["error"] for row in rows if row["error"]],
         "unparsed_tool_calls": sum(len(row["agent_errors"]) for row in done),
         "calls_over_budget": sum(row["over_budget"] for row in done),
-        "longest_load_seconds": max(row["load_seconds"] for row in done),
-        "overhead_share_median": round(statistics.median(row["overhead"] / row["seconds"] for row in done), 4),
-        "seconds_p50": statistics.median(seconds),
-        "seconds_p90": seconds[int(0.9 * (len(seconds) - 1))],
-        "prompt_tokens_p50": statistics.median(row["prompt_tokens"] for row in done),
-        "output_tokens_p50": statistics.median(row["output_tokens"] for row in done),
-        "right": {
-            kind: f"{sum(r['right'] for r in done if r['type'] == kind)}/{sum(r['type'] == kind for r in done)}"
-            for kind in sorted({row["type"] for row in done})
-        },
+        "longest_load_seconds": max((row["longest_load"] for row in done), default=None),
+        "overhead_share_median": round(statistics.median(shares), 4) if shares else None,
     }
 
 

@@ -10,6 +10,7 @@ import json
 import logging
 import sys
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
@@ -145,10 +146,14 @@ def _assistant(args, profile):
 
     retriever = _retriever(args, profile) if getattr(args, "mode", "") != "closed" else None
     with contextlib.ExitStack() as stack:
+        pool = stack.enter_context(ThreadPoolExecutor(1))
+        loaded = pool.submit(retriever.index.embedder.load) if retriever else None  # while the engine loads its own
         server = stack.enter_context(engine.running(profile)) if profile.provider == "ollama" else None
         url = server.url if server else ""
         for line in models.describe(profile, url):
             _say(line)
+        if loaded:
+            loaded.result()  # before the first answer: on few cores the two would slow each other down
         primary, reasoner = (chat_model(profile, role, url) for role in ("primary", "reasoner"))
         yield Assistant(profile, primary, reasoner, retriever, _event), server
 

@@ -37,18 +37,19 @@ class Embedder:
     @property
     def dimension(self) -> int:
         """Length of a vector; loads the model."""
-        return self._load().get_embedding_dimension()
+        return self.load().get_embedding_dimension()
 
     def encode(self, texts: list[str], is_query: bool = False) -> "np.ndarray":
         """Unit vectors, float32 of shape (len(texts), dimension), with the model's own prompt for queries.
 
         Raises `KitError` where the folder holds no model, or a broken one.
         """
-        model = self._load()
+        model = self.load()
         encode = model.encode_query if is_query else model.encode_document
         return encode(texts, normalize_embeddings=True, show_progress_bar=False)
 
-    def _load(self):
+    def load(self):
+        """The model, loaded when this is called first: 10 to 20 s, most of it Python's imports. Raises as `encode`."""
         if self._model is None:
             if not (self.path / "modules.json").is_file():
                 raise KitError(f"There is no embedding model in {self.path}; run `kit setup`.")
