@@ -10,6 +10,7 @@ Prints one JSON object, and writes the plots beside the rows.
 
 import argparse
 import json
+import statistics
 from pathlib import Path
 
 from machine import machine
@@ -49,27 +50,70 @@ def questions(split: str, limit: int | None) -> list[dict]:
 
 
 def measured(asked: list[dict], modes: list[str], split: str) -> dict:
-    """Answer, and return what `kit evaluate` prints."""
+    """Answer, and return what `kit evaluate` prints, and how cleanly the agentic answers came."""
     profile = load_profile()
     out = RESULTS / f"quality-{split}"
-    collection = str(ROOT / "data" / "collection")
     with engine.running(profile) as server:
         primary, reasoner = (chat_model(profile, role, server.url) for role in ("primary", "reasoner"))
         retriever = Retriever(Index.open(profile.index, Embedder(profile.embedding_path)))
         assistant = Assistant(profile, primary, reasoner, retriever)
-        original = Original(profile, server.url, [collection], profile.home / "index-original")
+        replies = _record(primary, reasoner)
+        if "original" in modes:
+            original = Original(profile, server.url, [str(ROOT / "data/collection")], profile.home / "index-original")
+        for model in (primary, reasoner):  # warm: loads the models, and the embeddings
+            model.complete([{"role": "user", "content": "Hello"}], max_tokens=1)
+        retriever.search("warm", 1)
 
         def answer(question: dict, mode: str) -> dict:
             if mode == "original":
                 return original.ask(question["question"])
-            return assistant.answer(question, mode)
+            replies.clear()
+            return assistant.answer(question, mode) | _calls(assistant, replies)
 
         settings = {"profile": profile.name, "k": profile.k, "chunk_size": profile.chunk_size}
         rows = evaluation.run(asked, modes, answer, out, settings, lambda error: engine.revive(server, profile))
         result = evaluation.summarize(asked, rows)
         result["retrieval"] = evaluation.retrieval(asked, retriever.search, profile.k)
     evaluation.plot(result, out)
-    return {"stand_in_reasoner": profile.stand_in, "split": split, **result}
+    agentic = [row for row in rows if row["mode"] == "agentic"]
+    return {"stand_in_reasoner": profile.stand_in, "split": split, **_cleanness(agentic), **result}
+
+
+def _record(*models) -> list:
+    """Keep every reply of `models`, so that load times and budgets are known for each call."""
+    replies: list = []
+    for model in models:
+
+        def complete(*args, original=model.complete, default=model.max_tokens, **kwargs):
+            reply = original(*args, **kwargs)
+            replies.append((reply, kwargs.get("max_tokens") or default))
+            return reply
+
+        model.complete = complete
+    return replies
+
+
+def _calls(assistant: Assistant, replies: list) -> dict:
+    """What the calls of one answer did that they should not."""
+    errors = [str(e) for step in assistant.agent.memory.steps if (e := getattr(step, "error", None))]
+    return {
+        "agent_errors": [error for error in errors if "max steps" not in error],
+        "over_budget": sum(reply.usage.output_tokens > budget for reply, budget in replies),
+        "longest_load": max((reply.usage.load_seconds for reply, _ in replies), default=0.0),
+    }
+
+
+def _cleanness(rows: list[dict]) -> dict:
+    done = [row for row in rows if not row["error"]]
+    parts = ("engine_seconds", "search_seconds", "load_seconds")
+    shares = [1 - sum(row["usage"][part] for part in parts) / row["seconds"] for row in done]
+    return {
+        "unhandled": [row["error"] for row in rows if row["error"]],
+        "unparsed_tool_calls": sum(len(row["agent_errors"]) for row in done),
+        "calls_over_budget": sum(row["over_budget"] for row in done),
+        "longest_load_seconds": max((row["longest_load"] for row in done), default=None),
+        "overhead_share_median": round(statistics.median(shares), 4) if shares else None,
+    }
 
 
 if __name__ == "__main__":

@@ -1,12 +1,14 @@
-"""The conversation in a terminal or in a notebook, over an assistant that is handed in."""
+"""The conversation in a terminal or in a notebook, over an assistant that is handed in; the web page is `kit.web`."""
 
 import html
+import queue
 import sys
 import threading
+from collections.abc import Iterator
 
 from kit.agent import Answer, Assistant
 from kit.config import KitError
-from kit.llm import Cancelled, read_json
+from kit.llm import Cancelled
 from kit.retriever import cite
 
 HELP = "/sources the quotes behind the last answer · /steps what was done · /clear forget · /quit"
@@ -54,6 +56,54 @@ def _answer(assistant: Assistant, question: str, out) -> Answer | None:
     return answer
 
 
+class Conversation:
+    """One person's talk with an assistant, made to be watched and to be stopped."""
+
+    def __init__(self, assistant: Assistant):
+        self.assistant, self._said = assistant, queue.Queue()
+        self._written = ""
+        assistant.tool.on_event, assistant.reasoner.model.on_text = self._event, self._piece
+
+    def ask(self, question: str) -> Iterator[str | Answer | Exception]:
+        """Lines about what is being done, and last the `Answer`, or the error that ended it (`Cancelled` after `stop`).
+
+        The answer is made in a thread. Whoever stops reading stops the answer.
+        """
+        worker = threading.Thread(target=self._answer, args=(question,), daemon=True)
+        worker.start()
+        try:
+            while isinstance(said := self._said.get(), str):
+                yield said
+            yield said
+        finally:
+            if worker.is_alive():
+                self.stop()
+            worker.join()
+            self._said = queue.Queue()
+
+    def stop(self) -> None:
+        """End the answer that is being made, from any thread."""
+        self.assistant.cancel()
+
+    def _answer(self, question: str) -> None:
+        try:
+            self._said.put(self.assistant.ask(question, follow_up=True))
+        except Exception as error:  # nobody else would see it: this is a thread's own stack
+            self._said.put(error)
+
+    def _event(self, kind: str, details: dict) -> None:
+        self._written = ""
+        if kind == "search":
+            self._said.put(f"searching: {details['query']}")
+        elif kind == "read":
+            self._said.put(f"reading {len(details['hits'])} passages")
+
+    def _piece(self, kind: str, piece: str) -> None:
+        self._written += piece
+        words, verdict, _ = self._written.partition("{")
+        self._said.put("checking it against the passages" if verdict else words)
+
+
 class Panel:
     """The conversation as a widget: ask, watch the steps and the words come, stop, open the sources, clear.
 
@@ -64,8 +114,7 @@ class Panel:
     def __init__(self, assistant: Assistant):
         import ipywidgets
 
-        self.assistant, self.answer, self._worker = assistant, None, None
-        assistant.tool.on_event, assistant.reasoner.model.on_text = self._event, self._piece
+        self.assistant, self.talk, self.answer, self._worker = assistant, Conversation(assistant), None, None
         wide = ipywidgets.Layout(width="100%")
         self.conversation, self.status = ipywidgets.HTML(), ipywidgets.HTML()
         self.question = ipywidgets.Text(placeholder="Ask the documents", layout=wide)
@@ -74,7 +123,7 @@ class Panel:
         self.clear_button = ipywidgets.Button(description="Clear")
         self.question.on_msg(lambda _, content, __: content.get("event") == "submit" and self._submit())
         self.ask_button.on_click(lambda _: self._submit())
-        self.stop_button.on_click(lambda _: assistant.cancel())
+        self.stop_button.on_click(lambda _: self.talk.stop())
         self.clear_button.on_click(lambda _: self.clear())
         buttons = ipywidgets.HBox([self.ask_button, self.stop_button, self.clear_button])
         self.view = ipywidgets.VBox([self.conversation, self.status, self.question, buttons], layout=wide)
@@ -102,46 +151,37 @@ class Panel:
         self._busy(True)
         self.question.value = ""
         self.conversation.value += f"<p><b>{html.escape(question)}</b></p>"
-        self._worker = threading.Thread(target=self._answer, args=(question,), daemon=True)
+        self._worker = threading.Thread(target=self._follow, args=(question,), daemon=True)
         self._worker.start()
 
-    def _answer(self, question: str) -> None:
-        try:
-            self.answer = self.assistant.ask(question, follow_up=True)
-            shown = _as_html(self.answer)
-        except Cancelled:
-            shown = "<p><i>Stopped.</i></p>"
-        except Exception as error:  # nobody else would see it: this is a thread's own stack
-            shown = f"<p><i>{html.escape(str(error))}</i></p>"
-        self.conversation.value += shown
+    def _follow(self, question: str) -> None:
+        for said in self.talk.ask(question):
+            if isinstance(said, str):
+                self.status.value = f"<i>… {html.escape(said)}</i>"
+            elif isinstance(said, Answer):
+                self.answer = said
+        self.conversation.value += f"<p>{html.escape(outcome(said))}</p>{details(said)}"
         self.status.value = ""
         self._busy(False)
 
     def _busy(self, busy: bool) -> None:
         self.ask_button.disabled, self.stop_button.disabled = busy, not busy
 
-    def _event(self, kind: str, details: dict) -> None:
-        self._written = ""
-        if kind == "search":
-            self._say(f"searching: {details['query']}")
-        elif kind == "read":
-            self._say(f"reading {len(details['hits'])} passages")
 
-    def _piece(self, kind: str, piece: str) -> None:
-        self._written += piece
-        verdict = self._written.lstrip().startswith("{")
-        self._say(read_json(self._written).get("result", "giving its verdict") if verdict else self._written)
-
-    def _say(self, text: str) -> None:
-        self.status.value = f"<i>… {html.escape(text)}</i>"
+def outcome(said: Answer | Exception) -> str:
+    """What stands at the end of a question: the answer, or what became of it."""
+    if isinstance(said, Answer):
+        return said.answer
+    return "Stopped." if isinstance(said, Cancelled) else str(said)
 
 
-def _as_html(answer: Answer) -> str:
-    details = "\n\n".join(part for part in (format_sources(answer), format_steps(answer)) if part)
-    fold = (
-        f"<details><summary>sources and steps</summary><pre>{html.escape(details)}</pre></details>" if details else ""
-    )
-    return f"<p>{html.escape(answer.answer)}</p>{fold}<p><small>{format_cost(answer)}</small></p>"
+def details(said: Answer | Exception) -> str:
+    """Sources and steps of an answer, folded, and its cost, as HTML; "" for an error. All text is escaped."""
+    if not isinstance(said, Answer):
+        return ""
+    text = "\n\n".join(part for part in (format_sources(said), format_steps(said)) if part)
+    fold = f"<details><summary>sources and steps</summary><pre>{html.escape(text)}</pre></details>" if text else ""
+    return f"{fold}<p><small>{html.escape(format_cost(said))}</small></p>"
 
 
 def format_answer(answer: Answer) -> str:

@@ -9,6 +9,7 @@ import contextlib
 import json
 import logging
 import sys
+import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
@@ -18,6 +19,12 @@ from kit import __version__
 from kit.config import KitError, load_profile, remember_profile
 
 ASK_MODES = ("closed", "rag", "reasoner", "agentic")  # kit.agent.MODES, which takes seconds to import
+# Questions to click on the web page, each shown where its source is in the index.
+DEMO = {
+    "Who freed Solveig from the net?": "incident-report-tarrin-maid.pdf",
+    "What is the daily meal allowance under version 3 of the travel expense policy?": "travel-expense-policy-v3.pdf",
+    "Who chairs the board?": "board-minutes-2024-03-21.pdf",
+}
 EXAMPLES = """\
 a first session:
   kit setup                              install the engine and the models (once, some minutes)
@@ -100,8 +107,8 @@ def _search(args, profile) -> int:
 def _ask(args, profile) -> int:
     from kit import chat
 
-    with _assistant(args, profile) as (assistant, _):
-        answer = assistant.ask(args.question, args.mode, args.k or 0, args.max_steps or 0)
+    with _assistants(args, profile) as (new_assistant, _):
+        answer = new_assistant().ask(args.question, args.mode, args.k or 0, args.max_steps or 0)
     _print(args, asdict(answer), lambda _: chat.format_answer(answer))
     return 0
 
@@ -109,8 +116,22 @@ def _ask(args, profile) -> int:
 def _chat(args, profile) -> int:
     from kit import chat
 
-    with _assistant(args, profile) as (assistant, _):
-        chat.terminal(assistant)
+    with _assistants(args, profile) as (new_assistant, _):
+        if not args.web:
+            chat.terminal(new_assistant())
+            return 0
+        from kit import web
+
+        index = new_assistant().retriever.index
+        examples = [question for question, source in DEMO.items() if index.passages(source)]
+        stand_in = "A small general model stands in for the reasoning model." if profile.stand_in else ""
+        blocks = web.page(new_assistant, examples, f"Profile {profile.name}. {stand_in}")
+        url = web.serve(blocks, args.port)
+        _say(f"The page is at {url} and on this machine only; Ctrl-C ends it.")
+        try:
+            threading.Event().wait()
+        finally:
+            blocks.close(verbose=False)
     return 0
 
 
@@ -123,7 +144,8 @@ def _evaluate(args, profile) -> int:
         _say(line["error"])
     settings = {"profile": profile.name, "primary": profile.model_name("primary")}
     settings |= {"reasoner": profile.model_name("reasoner"), "index": str(_folder(args, profile)), "k": profile.k}
-    with _assistant(args, profile) as (assistant, server):
+    with _assistants(args, profile) as (new_assistant, server):
+        assistant = new_assistant()
 
         def recover(error: KitError) -> bool:
             return server is not None and engine.revive(server, profile)
@@ -138,8 +160,8 @@ def _evaluate(args, profile) -> int:
 
 
 @contextlib.contextmanager
-def _assistant(args, profile):
-    """An assistant over the index, and the engine (None where the provider is another), running for the block."""
+def _assistants(args, profile):
+    """What makes an assistant over the index, and the engine (None for another provider), running for the block."""
     from kit import engine, models
     from kit.agent import Assistant
     from kit.llm import chat_model
@@ -154,8 +176,12 @@ def _assistant(args, profile):
             _say(line)
         if loaded:
             loaded.result()  # before the first answer: on few cores the two would slow each other down
-        primary, reasoner = (chat_model(profile, role, url) for role in ("primary", "reasoner"))
-        yield Assistant(profile, primary, reasoner, retriever, _event), server
+
+        def new_assistant():
+            primary, reasoner = (chat_model(profile, role, url) for role in ("primary", "reasoner"))
+            return Assistant(profile, primary, reasoner, retriever, _event)
+
+        yield new_assistant, server
 
 
 def _retriever(args, profile):
@@ -313,7 +339,9 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--modes", type=_modes, default="rag,agentic", metavar="A,B", help="default: rag,agentic")
     evaluate.add_argument("--out", required=True, metavar="DIR", help="folder for rows and plots")
     evaluate.add_argument("--limit", type=_positive, metavar="N", help="only the first N questions")
-    command("chat", _chat, "Talk with the agent in the terminal; type / for what else it knows.", place)
+    chat = command("chat", _chat, "Talk with the agent in the terminal; type / for what else it knows.", place)
+    chat.add_argument("--web", action="store_true", help="as a web page on 127.0.0.1, with a memory for each visitor")
+    chat.add_argument("--port", type=_positive, metavar="N", help="of the page (default: the first free one from 7860)")
     return parser
 
 

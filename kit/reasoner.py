@@ -1,10 +1,11 @@
 """The reasoner: passages and a question in, a `Verdict` out. It owns its prompt and keeps no state.
 
-A judgement has two parts over one prefix. First the model thinks freely within a budget; then it is
-asked for a verdict that a JSON schema holds. Asking for both at once makes models leave out one of
-them. A result that no passage supports is not taken; other search words are asked for instead. The
-passages come first and the question last, so that the second part, and a next question over the same
-passages, find their prefix in the engine's cache.
+A judgement has three parts over one prefix. The model thinks freely within a budget; it goes on, in
+the same turn, to its answer; then it is asked for a verdict that a JSON schema holds: the words of
+the passages that state it, or other words to search with. A small model that has to put its answer
+into JSON forgets its thoughts; one that only goes on writing does not. An answer that no passage
+supports is not taken. The passages come first and the question last, so that the later parts, and a
+next question over the same passages, find their prefix in the engine's cache.
 """
 
 import re
@@ -21,11 +22,11 @@ SYSTEM = (
     "Where documents disagree, the later one holds."
 )
 THINK = "Think briefly: which sentences of the passages state what the question asks for, and what do they say?"
+ANSWER = "Answer:"  # how the model's own turn goes on after its thoughts
 VERDICT = (
-    "Now answer the question as JSON. result: the answer alone, in as few words as possible, with a part for each part "
-    "of the question; or, where the passages do not state it, search: other search words. words: the words of the "
-    "passages that state it, copied exactly. For example: "
-    '{"result": "900 euros", "words": ["the rent is 900 euros"]}'
+    "Now check it against the passages. As JSON, words: the words of the passages that state it, copied exactly from "
+    "them; or, where they do not state it, search: what to search for instead. For example, where two rents are asked "
+    'for: {"words": ["the rent is 900 euros", "it rises to 950 euros"]}'
 )
 SEARCH = "The passages do not state that. Give, as JSON, other words to search with for the answer to: {question}"
 PLAIN = (
@@ -33,7 +34,8 @@ PLAIN = (
     "If the passages do not state it, answer: not in the documents."
 )
 NOT_FOUND = "The documents do not hold the answer."
-QUOTES, QUOTE_LENGTH, QUERY_LENGTH, RESULT_LENGTH = 3, 100, 120, 120  # characters; all of it fits answer_tokens
+QUOTES, QUOTE_LENGTH, QUERY_LENGTH = 3, 100, 120  # characters; all of it fits answer_tokens
+RESULT_TOKENS = 60  # an answer is short
 SHORTEST_QUOTE = 4  # characters of an answer that supports itself: "no" and "2" stand everywhere
 
 
@@ -79,9 +81,10 @@ class Reasoner:
         """
         messages = prompt(question, hits, notes, THINK)
         thinking = self._think(messages)
-        messages += [_thought(thinking, self.model.thinks), {"role": "user", "content": VERDICT}]
+        answer = self._answer(messages, thinking)
+        messages += [_turn(thinking, f"{ANSWER} {answer}", self.model.thinks), {"role": "user", "content": VERDICT}]
         said = self._held(messages, VERDICT_SCHEMA)
-        verdict = self._verdict(read_json(said), hits, thinking)
+        verdict = self._verdict(answer, read_json(said), hits, thinking)
         if verdict.sufficient or verdict.better_query:
             return verdict
         messages += [
@@ -100,23 +103,30 @@ class Reasoner:
         )
         return (reply.thinking or reply.text).strip()
 
+    def _answer(self, messages: list[dict], thinking: str) -> str:
+        # The turn is left open, so the model does not start anew but goes on from its thoughts. Servers that close
+        # it (OpenAI's own, and vLLM unless told otherwise) let it begin a turn of its own.
+        turn = _turn(thinking, ANSWER, self.model.thinks)
+        reply = self.model.complete([*messages, turn], think=self._flag(True), max_tokens=RESULT_TOKENS, stop=["\n"])
+        return (reply.text or reply.thinking).strip().removeprefix(ANSWER).strip()
+
     def _flag(self, think: bool) -> bool | None:
         return think if self.model.thinks else None
 
     @staticmethod
-    def _verdict(fields: dict, hits: Sequence[Hit], thinking: str) -> Verdict:
+    def _verdict(answer: str, fields: dict, hits: Sequence[Hit], thinking: str) -> Verdict:
         quotes = [quote for quote in fields.get("words", []) if isinstance(quote, str) and quote.strip()]
         citations = [citation for quote in quotes if (citation := _citation(quote, hits))]
-        dropped, answer = len(quotes) - len(citations), fields.get("result", "").strip()
+        dropped, search = len(quotes) - len(citations), fields.get("search", "").strip()
         # An answer that no passage supports counts as not found: small models answer too readily. It may
         # support itself, by standing there word for word.
-        if answer and not citations and len(answer) >= SHORTEST_QUOTE and (itself := _citation(answer, hits)):
-            citations = [itself]
-        answer = answer if citations else ""
+        if not search:
+            citations = citations or _itself(answer, hits)
+        sufficient = bool(answer and citations and not search)
         return Verdict(
-            answer=answer,
-            sufficient=bool(answer),
-            better_query="" if answer else fields.get("search", "").strip(),
+            answer=answer if sufficient else "",
+            sufficient=sufficient,
+            better_query=search,
             thinking=thinking,
             citations=tuple(dict.fromkeys(citations)),
             dropped=dropped,
@@ -151,15 +161,8 @@ def _text(length: int) -> dict:
 _WORDS = {"type": "array", "maxItems": QUOTES, "items": {"type": "string", "maxLength": QUOTE_LENGTH}}
 
 
-# A grammar writes keys in the schema's order or in alphabetical order; here both are the order of thought: the result
-# that the thoughts have led to, or the next search, and then the words it rests on. With the words first, a small
-# model copies some sentence and forgets its thoughts.
-VERDICT_SCHEMA = {
-    "anyOf": [
-        _object(result=_text(RESULT_LENGTH), words=_WORDS),
-        _object(search=_text(QUERY_LENGTH), words=_WORDS),
-    ]
-}
+# A grammar writes keys in the schema's order or in alphabetical order; here both are the same.
+VERDICT_SCHEMA = {"anyOf": [_object(words=_WORDS), _object(search=_text(QUERY_LENGTH), words=_WORDS)]}
 SEARCH_SCHEMA = _object(search=_text(QUERY_LENGTH))  # asked for where no passage supports the result
 
 
@@ -181,17 +184,30 @@ def find_quote(text: str, quote: str) -> str:
     return " ".join(text[signs[start][0] : signs[start + len(wanted) - 1][0] + 1].split()) if start >= 0 else ""
 
 
-def _citation(quote: str, hits: Sequence[Hit]) -> Citation | None:
+def _citation(quote: str, hits: Sequence[Hit], line: bool = False) -> Citation | None:
+    """The first page on which `quote` stands, with its words there, or with the whole line that holds them."""
     for page in pages(hits):
         if words := find_quote(joined(page), quote):
+            if line:
+                words = next((text.strip() for text in joined(page).splitlines() if find_quote(text, quote)), words)
             return Citation(page[0].id, page[0].source, page[0].page, words)
     return None
 
 
-def _thought(thinking: str, native: bool) -> dict:
+def _itself(answer: str, hits: Sequence[Hit]) -> list[Citation]:
+    """Citations of the lines in which the parts of `answer` stand word for word; none unless all of them do."""
+    found = []
+    for part in re.split(r"[,;]\s+|\s+and\s+", answer):
+        if len(part.strip()) < SHORTEST_QUOTE or not (citation := _citation(part, hits, line=True)):
+            return []
+        found.append(citation)
+    return found
+
+
+def _turn(thinking: str, text: str, native: bool) -> dict:
     if native:
-        return {"role": "assistant", "content": "", "thinking": thinking}
-    return {"role": "assistant", "content": thinking}
+        return {"role": "assistant", "content": text, "thinking": thinking}
+    return {"role": "assistant", "content": f"{thinking}\n\n{text}"}
 
 
 def _inert(text: str) -> str:

@@ -7,11 +7,12 @@ from kit.retriever import Hit
 
 
 class FakeChat(ChatModel):
-    """Answers from a queue: strings are text, dicts become JSON; `asked` keeps every request."""
+    """Answers from a queue: strings are text, dicts become JSON, a tuple is several; `asked` keeps every request."""
 
     def __init__(self, *replies, thinks: bool = False):
         super().__init__("fake", max_tokens=100, seconds=5)
-        self.replies, self.asked, self.thinks = list(replies), [], thinks
+        self.replies = [part for reply in replies for part in (reply if isinstance(reply, tuple) else (reply,))]
+        self.asked, self.thinks = [], thinks
 
     async def _send(self, messages, schema, think, max_tokens, stop) -> Reply:
         self.asked.append({"messages": list(messages), "schema": schema, "think": think, "max_tokens": max_tokens})
@@ -44,9 +45,11 @@ def call(query: str) -> dict:
     return {"action": "rag_with_reasoner", "input": {"question": query}}
 
 
-def found(result: str, *quotes: str) -> dict:
-    return {"result": result, "words": list(quotes)}
+def found(result: str, *quotes: str) -> tuple:
+    """The reasoner's answer, and the verdict on it."""
+    return result, {"words": list(quotes)}
 
 
-def missing(search: str, *quotes: str) -> dict:
-    return {"search": search, "words": list(quotes)}
+def missing(search: str, *quotes: str) -> tuple:
+    """The same where the passages do not state the answer."""
+    return "perhaps", {"search": search, "words": list(quotes)}

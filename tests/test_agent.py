@@ -21,7 +21,7 @@ def test_a_sufficient_verdict_is_the_answer_without_another_call():
     answer = (it := assistant([call("rent?")], ["", found("48,000 euros", "48,000 euros")], [RENT])).ask("Rent?")
     assert (answer.answer, answer.answered, answer.state) == ("48,000 euros", True, "answered")
     assert answer.sources == [{"source": "lease.pdf", "page": 1, "quote": "48,000 euros"}]
-    assert len(it.primary.asked) == 1 and answer.usage["calls"] == 3
+    assert len(it.primary.asked) == 1 and answer.usage["calls"] == 4
 
 
 def test_the_better_query_is_tried_and_nothing_is_read_twice():
@@ -32,7 +32,7 @@ def test_the_better_query_is_tried_and_nothing_is_read_twice():
     assert answer.answered and it.retriever.queries == ["rent", "rent rise"]
     assert [[r["id"] for r in step["read"]] for step in answer.steps] == [["a"], ["b"]]
     assert "better query: rent rise" in it.primary.asked[1]["messages"][-1]["content"]
-    second = it.reasoner.model.asked[2]["messages"][-1]["content"]
+    second = it.reasoner.model.asked[3]["messages"][-1]["content"]
     assert second.count("The rent is 48,000 euros") == 1, "the quote is a note now, the passage is not read again"
     assert {s["quote"] for s in answer.sources} == {"The rent is 48,000 euros", "by 5 percent"}
 
@@ -75,7 +75,7 @@ def test_after_the_last_step_no_model_is_asked():
 def test_a_search_that_finds_nothing_new_costs_no_reasoning():
     it = assistant([call("a"), call("b"), call("c")], ["", missing("b")], [RENT])
     assert not it.ask("Who?").answered
-    assert len(it.reasoner.model.asked) == 2
+    assert len(it.reasoner.model.asked) == 3
 
 
 def test_a_greeting_makes_no_tool_call():
@@ -95,7 +95,7 @@ def test_a_follow_up_keeps_the_conversation_and_a_new_question_does_not():
     it.ask("When was she elected?", follow_up=True)
     asked = it.primary.asked[1]["messages"]
     assert {"role": "tool", "content": "Ada Lovelace"} in asked
-    said = it.reasoner.model.asked[2]["messages"][-1]["content"]
+    said = it.reasoner.model.asked[3]["messages"][-1]["content"]
     assert "Question: When was Ada Lovelace elected?" in said, "the wording that stands alone is what is answered"
     it.ask("Something else?")
     assert len(it.primary.asked[2]["messages"]) == 2
@@ -123,7 +123,7 @@ def test_the_plainer_modes():
     assert not it.ask("Rent?", "closed").answered
     assert it.ask("Rent?", "rag").sources == [{"source": "lease.pdf", "page": 1, "quote": ""}]
     reasoned = it.ask("Rent?", "reasoner")
-    assert reasoned.answered and reasoned.usage["calls"] == 2 and len(reasoned.steps) == 1
+    assert reasoned.answered and reasoned.usage["calls"] == 3 and len(reasoned.steps) == 1
 
 
 def test_closed_book_needs_no_index():

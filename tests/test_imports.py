@@ -21,6 +21,7 @@ ALLOWED = {
     "reasoner": {"llm", "retriever"},
     "agent": {"config", "llm", "retriever", "reasoner"},
     "chat": {"config", "agent", "llm", "retriever"},
+    "web": {"agent", "chat", "config", "llm"},
     "doctor": {"config", "engine", "models", "index"},
     "evaluation": {"config"},
 }

@@ -13,19 +13,25 @@ def judge(*replies, hits=HITS, thinks=False, **more):
     return Reasoner(model, thinking_tokens=40, answer_tokens=60).judge("How much?", hits, **more), model
 
 
-def test_thinking_comes_first_and_the_verdict_continues_its_prefix():
+def test_thoughts_the_answer_and_the_verdict_continue_one_prefix():
     verdict, model = judge("Passage 1 states it.", found("48,000 euros", "The rent is 48,000 euros"))
-    think, held = model.asked
+    think, answer, held = model.asked
     assert (think["schema"], think["max_tokens"]) == (None, 40)
     assert held["schema"] and held["max_tokens"] == 60
-    assert held["messages"][: len(think["messages"])] == think["messages"]
+    assert answer["messages"] == [
+        *think["messages"],
+        {"role": "assistant", "content": "Passage 1 states it.\n\nAnswer:"},
+    ]
+    assert held["messages"][:-2] == think["messages"]
+    assert held["messages"][-2]["content"].endswith("Answer: 48,000 euros")
     assert verdict.sufficient and verdict.answer == "48,000 euros" and verdict.thinking == "Passage 1 states it."
 
 
 def test_a_model_that_thinks_natively_is_asked_to_and_its_thoughts_stay_thoughts():
     verdict, model = judge("hm", found("x"), thinks=True)
-    assert [request["think"] for request in model.asked] == [True, False, False]
-    assert model.asked[1]["messages"][-2] == {"role": "assistant", "content": "", "thinking": "hm"}
+    assert [request["think"] for request in model.asked] == [True, True, False, False]
+    assert model.asked[1]["messages"][-1] == {"role": "assistant", "content": "Answer:", "thinking": "hm"}
+    assert model.asked[2]["messages"][-2] == {"role": "assistant", "content": "Answer: x", "thinking": "hm"}
     assert verdict.thinking == "hm"
 
 
@@ -72,10 +78,10 @@ def test_an_answer_without_any_quote_is_not_sufficient():
 
 def test_a_better_query_is_asked_for_where_the_result_has_no_support():
     verdict, model = judge("", found("Ada", "Ada resigned"))
-    assert (verdict.better_query, len(model.asked)) == ("other words", 3)
-    assert model.asked[2]["messages"][: len(model.asked[1]["messages"])] == model.asked[1]["messages"], "one prefix"
+    assert (verdict.better_query, len(model.asked)) == ("other words", 4)
+    assert model.asked[3]["messages"][: len(model.asked[2]["messages"])] == model.asked[2]["messages"], "one prefix"
     verdict, model = judge("", missing("rent 2025"))
-    assert (verdict.better_query, len(model.asked)) == ("rent 2025", 2), "and only there"
+    assert (verdict.better_query, len(model.asked)) == ("rent 2025", 3), "and only there"
 
 
 def test_line_breaks_do_not_break_a_quote_and_the_passages_own_words_are_given():
@@ -92,19 +98,29 @@ def test_an_insufficient_verdict_has_a_better_query_and_no_answer():
 
 
 def test_a_verdict_cut_off_by_its_budget_is_not_sufficient():
-    verdict, _ = judge("", '{"result": "48')
+    verdict, _ = judge("", "Ada", '{"words": ["Ada resig')
     assert not verdict.sufficient and verdict.answer == ""
 
 
-def test_the_grammar_writes_the_result_before_the_quotes():
-    for branch, first in zip(VERDICT_SCHEMA["anyOf"], ("result", "search"), strict=True):
-        assert sorted(branch["properties"]) == [first, "words"], "the order in which the grammar writes"
+def test_the_grammar_writes_in_the_order_of_the_schema_and_of_the_alphabet():
+    for branch in VERDICT_SCHEMA["anyOf"]:
+        assert sorted(branch["properties"]) == list(branch["properties"])
 
 
 def test_an_answer_that_stands_in_a_passage_supports_itself():
     verdict, _ = judge("", found("48,000 euros", "The lease says 48,000"))
     assert (verdict.answer, verdict.citations[0].quote, verdict.dropped) == ("48,000 euros", "48,000 euros", 1)
     assert not judge("", found("is", "in no passage"))[0].sufficient, "what stands everywhere supports nothing"
+
+
+def test_an_answer_of_several_parts_is_supported_by_the_lines_that_hold_them():
+    hits = [hit("a", "Prices\nA full day EUR 38.00"), hit("b", "A full day EUR 44.00\nand more", "new.pdf", 2)]
+    verdict, _ = judge("", found("EUR 38.00, EUR 44.00"), hits=hits)
+    assert [(c.source, c.quote) for c in verdict.citations] == [
+        ("lease.pdf", "A full day EUR 38.00"),
+        ("new.pdf", "A full day EUR 44.00"),
+    ]
+    assert not judge("", found("EUR 38.00 and EUR 45.00"), hits=hits)[0].sufficient, "one part stands nowhere"
 
 
 def test_notes_of_earlier_searches_are_read_again_but_not_their_passages():

@@ -1,0 +1,203 @@
+"""The web page, driven in a real browser, over assistants with hand-written models."""
+
+import re
+import shutil
+
+import anyio
+import pytest
+from fakes import FakeChat, FakeRetriever, call, found, hit
+from playwright.sync_api import expect, sync_playwright
+
+from kit.agent import Assistant
+from kit.config import PROFILES, KitError
+from kit.web import Visit, page, serve
+
+BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
+in_a_browser = pytest.mark.skipif(not BROWSER, reason="no Chromium on this machine: apt-get install chromium")
+TRAP = 'The rent is <img src="http://elsewhere.test/a.png"> **48,000** [euros](http://elsewhere.test) a year.'
+
+
+class Typing(FakeChat):
+    """Writes its replies a word at a time."""
+
+    async def _send(self, *request):
+        reply = await super()._send(*request)
+        for word in re.findall(r"\S+\s*", reply.text):
+            self.on_text and self.on_text("text", word)
+            await anyio.sleep(0.05)
+        return reply
+
+
+class Place:
+    """A served page, the assistants that it made, and what the browser asked for."""
+
+    def __init__(self, browser):
+        self.browser, self.assistants, self.addresses = browser, [], []
+        self.answer, self.thoughts, self.passage = "48,000", "The passage states it.", "The rent is 48,000 euros."
+
+    def assistant(self):
+        primary = Typing(*[call(f"rent {n}") for n in range(30)])
+        reasoner = Typing(*[self.thoughts, *found(self.answer, self.passage)] * 30)
+        hits = [hit("a", self.passage)]
+        self.assistants.append(Assistant(PROFILES["ci"], primary, reasoner, FakeRetriever(hits)))
+        return self.assistants[-1]
+
+    def open(self):
+        """A page in a browser that knows nothing of the others."""
+        opened = self.browser.new_context().new_page()
+        opened.on("request", lambda request: self.addresses.append(request.url))
+        opened.goto(self.url)
+        opened.get_by_role("button", name="Ask", exact=True).wait_for()
+        return opened
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def place(browser):
+    place = Place(browser)
+    blocks = page(place.assistant, ["What is the rent?"])
+    place.url = serve(blocks)
+    yield place
+    for context in browser.contexts:
+        context.close()
+    blocks.close(verbose=False)
+
+
+def ask(opened, question: str) -> None:
+    opened.get_by_placeholder("Your question").fill(question)
+    opened.get_by_placeholder("Your question").press("Enter")
+
+
+def says(opened, text: str, seconds: float = 15) -> None:
+    opened.get_by_text(text, exact=True).first.wait_for(timeout=1000 * seconds)
+
+
+def enabled(opened, name: str) -> None:
+    opened.wait_for_function(
+        "name => [...document.querySelectorAll('button')].some(b => b.innerText.trim() === name && !b.disabled)",
+        arg=name,
+        timeout=15000,
+    )
+
+
+@in_a_browser
+def test_an_answer_streams_and_its_sources_open(place):
+    place.thoughts = "The first sentence of the passage states the rent." + " It does." * 30
+    opened = place.open()
+    opened.get_by_role("button", name="What is the rent?").click()
+    expect(opened.get_by_placeholder("Your question")).to_have_value("What is the rent?")
+    opened.get_by_role("button", name="Ask", exact=True).click()
+    opened.get_by_text(re.compile("… The first sentence")).wait_for()  # what is written shows while it is written
+    says(opened, "48,000")
+    quote = opened.get_by_text("lease.pdf, page 1: “The rent is 48,000 euros”")
+    assert not quote.is_visible()
+    opened.get_by_text("sources and steps").click()
+    quote.wait_for()
+    opened.get_by_text("4 model calls").wait_for()
+    assert all(address.startswith((place.url, "data:", "blob:")) for address in place.addresses)
+
+
+@in_a_browser
+def test_an_answer_is_stopped_and_the_next_is_made(place):
+    place.thoughts = "word " * 400
+    opened = place.open()
+    ask(opened, "A long one?")
+    opened.get_by_text(re.compile("… word word")).wait_for()
+    opened.get_by_role("button", name="Stop").click()
+    says(opened, "Stopped.")
+    enabled(opened, "Ask")
+    place.assistants[0].reasoner.model.replies = ["Short.", *found("48,000", "48,000 euros")]
+    ask(opened, "A short one?")
+    says(opened, "48,000")
+
+
+@in_a_browser
+def test_visitors_do_not_see_each_other(place):
+    one, other = place.open(), place.open()
+    ask(one, "My secret is a blue clock.")
+    says(one, "48,000")
+    ask(other, "What is my secret?")
+    says(other, "48,000")
+    assert "blue clock" not in other.content()
+    assert len(place.assistants) == 2
+    assert "blue clock" not in str(place.assistants[1].primary.asked)
+
+
+@in_a_browser
+def test_markup_is_text_and_nothing_in_it_is_fetched(place):
+    place.passage = TRAP
+    place.answer = "<b>48</b> **48** [48](http://elsewhere.test) ![48](http://elsewhere.test/b.png)"
+    opened = place.open()
+    question = "<script>window.caught = 1</script> <img src='http://elsewhere.test/c.png'>"
+    ask(opened, question)
+    says(opened, question)
+    says(opened, place.answer)
+    opened.get_by_text("sources and steps").click()
+    opened.get_by_text("**48,000**").wait_for()
+    assert not opened.evaluate("window.caught")
+    assert not [address for address in place.addresses if "elsewhere" in address]
+    assert opened.locator("a[href*=elsewhere]").count() == 0
+
+
+@in_a_browser
+def test_a_question_that_is_too_long_is_refused(place):
+    opened = place.open()
+    ask(opened, "a" * 100_000)
+    opened.get_by_text("ask one of at most 4000").wait_for()
+
+
+@pytest.mark.ollama  # it needs no model, but the minutes that opening twenty pages takes
+@in_a_browser
+def test_twenty_questions_at_once_are_all_answered(place):
+    opened = [place.open() for _ in range(20)]
+    for number, one in enumerate(opened):
+        ask(one, f"Question {number}?")
+    for one in opened:
+        says(one, "48,000", 60)
+    asked = [assistant.primary.asked for assistant in place.assistants]
+    assert len(asked) == 20 and all(len(requests) == 1 for requests in asked)
+
+
+def test_one_question_at_a_time_and_none_that_is_empty():
+    visit = Visit(Place(None).assistant())
+    assert not visit.take("  ") and visit.take("first?") and not visit.take("second?")
+    *_, last = visit.answer()
+    assert last.answer == "48,000" and not visit.busy
+    assert list(visit.answer()) == []
+
+
+def test_a_question_is_given_up_while_it_waits():
+    place = Place(None)
+    visit = Visit(place.assistant())
+    visit.take("first?")
+    visit.stop()
+    assert "before its turn" in str(*visit.answer())
+    assert not place.assistants[0].primary.asked and visit.take("next?")
+
+
+def test_whoever_leaves_stops_the_answer():
+    place = Place(None)
+    place.thoughts = "word " * 400
+    visit = Visit(place.assistant())
+    visit.take("first?")
+    answer = visit.answer()
+    next(answer)
+    answer.close()
+    assert not visit.busy and len(place.assistants[0].reasoner.model.asked) < 2
+
+
+def test_a_port_that_is_taken_is_named():
+    blocks = page(Place(None).assistant)
+    try:
+        port = int(serve(blocks).rstrip("/").rsplit(":", 1)[1])
+        with pytest.raises(KitError, match=f"port {port}.*another --port"):
+            serve(page(Place(None).assistant), port)
+    finally:
+        blocks.close(verbose=False)
