@@ -131,6 +131,7 @@ def serve(blocks: "gradio.Blocks", port: int | None = None) -> str:
             share=False,
             prevent_thread_lock=True,
             quiet=True,
+            inline=False,
             footer_links=[],
             ssr_mode=False,
             theme=theme,
