@@ -180,7 +180,8 @@ def details(said: Answer | Exception) -> str:
     if not isinstance(said, Answer):
         return ""
     text = "\n\n".join(part for part in (format_sources(said), format_steps(said)) if part)
-    fold = f"<details><summary>sources and steps</summary><pre>{html.escape(text)}</pre></details>" if text else ""
+    shown = f'<pre style="white-space: pre-wrap">{html.escape(text)}</pre>'
+    fold = f"<details><summary>sources and steps</summary>{shown}</details>" if text else ""
     return f"{fold}<p><small>{html.escape(format_cost(said))}</small></p>"
 
 
