@@ -34,7 +34,7 @@ def main() -> None:
 
 
 def from_nothing() -> dict:
-    """`make demo` on a clean clone with an empty home and no cache, then again; then `make test` twice."""
+    """`make demo` on a clean clone with an empty home and no cache, then again; then `make test`."""
     figures = {}
     with tempfile.TemporaryDirectory() as folder:
         clone, home = Path(folder) / "clone", Path(folder) / "home"

@@ -117,22 +117,26 @@ def _chat(args, profile) -> int:
     from kit import chat
 
     with _assistants(args, profile) as (new_assistant, _):
-        if not args.web:
+        if args.web:
+            _page(args, profile, new_assistant)
+        else:
             chat.terminal(new_assistant())
-            return 0
-        from kit import web
-
-        index = new_assistant().retriever.index
-        examples = [question for question, source in DEMO.items() if index.passages(source)]
-        stand_in = "A small general model stands in for the reasoning model." if profile.stand_in else ""
-        blocks = web.page(new_assistant, examples, f"Profile {profile.name}. {stand_in}")
-        url = web.serve(blocks, args.port)
-        _say(f"The page is at {url} and on this machine only; Ctrl-C ends it.")
-        try:
-            threading.Event().wait()
-        finally:
-            blocks.close(verbose=False)
     return 0
+
+
+def _page(args, profile, new_assistant) -> None:
+    from kit import web
+
+    index = new_assistant().retriever.index
+    examples = [question for question, source in DEMO.items() if index.passages(source)]
+    stand_in = "A small general model stands in for the reasoning model." if profile.stand_in else ""
+    blocks = web.page(new_assistant, examples, f"Profile {profile.name}. {stand_in}")
+    url = web.serve(blocks, args.port)
+    _say(f"The page is at {url} and on this machine only; Ctrl-C ends it.")
+    try:
+        threading.Event().wait()
+    finally:
+        blocks.close(verbose=False)
 
 
 def _evaluate(args, profile) -> int:

@@ -187,9 +187,10 @@ def find_quote(text: str, quote: str) -> str:
 def _citation(quote: str, hits: Sequence[Hit], line: bool = False) -> Citation | None:
     """The first page on which `quote` stands, with its words there, or with the whole line that holds them."""
     for page in pages(hits):
-        if words := find_quote(joined(page), quote):
+        text = joined(page)
+        if words := find_quote(text, quote):
             if line:
-                words = next((text.strip() for text in joined(page).splitlines() if find_quote(text, quote)), words)
+                words = next((row.strip() for row in text.splitlines() if find_quote(row, quote)), words)
             return Citation(page[0].id, page[0].source, page[0].page, words)
     return None
 
