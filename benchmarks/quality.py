@@ -9,6 +9,7 @@ Prints one JSON object, and writes the plots beside the rows.
 """
 
 import argparse
+import hashlib
 import json
 import statistics
 from pathlib import Path
@@ -16,7 +17,7 @@ from pathlib import Path
 from machine import machine
 from original import Original
 
-from kit import engine, evaluation
+from kit import agent, engine, evaluation, llm, reasoner, retriever
 from kit.agent import MODES, Assistant
 from kit.config import load_profile
 from kit.index import Embedder, Index
@@ -54,15 +55,15 @@ def measured(asked: list[dict], modes: list[str], split: str) -> dict:
     profile = load_profile()
     out = RESULTS / f"quality-{split}"
     with engine.running(profile) as server:
-        primary, reasoner = (chat_model(profile, role, server.url) for role in ("primary", "reasoner"))
-        retriever = Retriever(Index.open(profile.index, Embedder(profile.embedding_path)))
-        assistant = Assistant(profile, primary, reasoner, retriever)
-        replies = _record(primary, reasoner)
+        models = [chat_model(profile, role, server.url) for role in ("primary", "reasoner")]
+        passages = Retriever(Index.open(profile.index, Embedder(profile.embedding_path)))
+        assistant = Assistant(profile, *models, passages)
+        replies = _record(*models)
         if "original" in modes:
             original = Original(profile, server.url, [str(ROOT / "data/collection")], profile.home / "index-original")
-        for model in (primary, reasoner):  # warm: loads the models, and the embeddings
+        for model in models:  # warm: loads the models, and the embeddings
             model.complete([{"role": "user", "content": "Hello"}], max_tokens=1)
-        retriever.search("warm", 1)
+        passages.search("warm", 1)
 
         def answer(question: dict, mode: str) -> dict:
             if mode == "original":
@@ -70,13 +71,19 @@ def measured(asked: list[dict], modes: list[str], split: str) -> dict:
             replies.clear()
             return assistant.answer(question, mode) | _calls(assistant, replies)
 
-        settings = {"profile": profile.name, "k": profile.k, "chunk_size": profile.chunk_size}
+        settings = {"profile": profile.name, "k": profile.k, "chunk_size": profile.chunk_size, "kit": _answering()}
         rows = evaluation.run(asked, modes, answer, out, settings, lambda error: engine.revive(server, profile))
         result = evaluation.summarize(asked, rows)
-        result["retrieval"] = evaluation.retrieval(asked, retriever.search, profile.k)
+        result["retrieval"] = evaluation.retrieval(asked, passages.search, profile.k)
     evaluation.plot(result, out)
     agentic = [row for row in rows if row["mode"] == "agentic"]
     return {"stand_in_reasoner": profile.stand_in, "split": split, **_cleanness(agentic), **result}
+
+
+def _answering() -> str:
+    """A sum over the modules that answer, prompts among them: rows of another state of them are not mixed in."""
+    modules = (reasoner, agent, retriever, llm)
+    return hashlib.sha256(b"".join(Path(module.__file__).read_bytes() for module in modules)).hexdigest()[:12]
 
 
 def _record(*models) -> list:
