@@ -110,10 +110,14 @@ def _calls(assistant: Assistant, replies: list) -> dict:
     }
 
 
+def overhead_share(row: dict) -> float:
+    """The share of a row's seconds that neither the engine nor the search took."""
+    return 1 - sum(row["usage"][part] for part in ("engine_seconds", "search_seconds", "load_seconds")) / row["seconds"]
+
+
 def _cleanness(rows: list[dict]) -> dict:
     done = [row for row in rows if not row["error"]]
-    parts = ("engine_seconds", "search_seconds", "load_seconds")
-    shares = [1 - sum(row["usage"][part] for part in parts) / row["seconds"] for row in done]
+    shares = [overhead_share(row) for row in done]
     return {
         "unhandled": [row["error"] for row in rows if row["error"]],
         "unparsed_tool_calls": sum(len(row["agent_errors"]) for row in done),

@@ -14,7 +14,9 @@ from dataclasses import asdict, dataclass, replace
 import smolagents
 from smolagents import AgentError, LogLevel, PromptTemplates, Tool, ToolCallingAgent
 from smolagents.agents import EMPTY_PROMPT_TEMPLATES, ToolOutput
+from smolagents.memory import ActionStep, TaskStep, ToolCall
 from smolagents.models import ChatMessage, MessageRole
+from smolagents.monitoring import Timing
 
 from kit.config import KitError, Profile
 from kit.llm import ChatModel, Usage
@@ -92,10 +94,7 @@ class RagTool(Tool):
         self.notes += self.verdict.citations
         self.steps.append(_step(question, hits, self.verdict, time.perf_counter() - started))
         self.on_event("verdict", self.steps[-1])
-        if self.verdict.sufficient:
-            return self.verdict.answer
-        hint = f" A better query: {self.verdict.better_query}" if self.verdict.better_query else ""
-        return f"Not found in the passages read.{hint}"
+        return _observed(asdict(self.verdict))
 
     def _judge(self, hits: list[Hit]) -> Verdict:
         if not hits:
@@ -209,6 +208,8 @@ class Assistant:
         if mode not in MODES:
             raise KitError(f"There is no mode {mode!r}; choose one of {', '.join(MODES)}.")
         started, used, searched = time.perf_counter(), self._used(), self._searched()
+        for model in self._models():
+            model.cancelled.clear()
         self.tool.k = k or self.profile.k
         self.tool.begin(question)
         fields = getattr(self, f"_{mode}")(question, max_steps=max_steps, follow_up=follow_up, hits=hits)
@@ -238,12 +239,32 @@ class Assistant:
     def cancel(self) -> None:
         """Stop the running answer: no further step, and the engine stops writing."""
         self.agent.interrupt()
-        self.primary.cancel()
-        self.reasoner.model.cancel()
+        for model in self._models():
+            model.cancelled.set()
+            model.cancel()
 
     def clear(self) -> None:
         """Forget the conversation."""
         self.agent.memory.reset()
+
+    def remember(self, question: str, answer: dict) -> None:
+        """Take an earlier turn into the conversation: a question, and its `Answer` as a dict.
+
+        The agent's memory is then what it was after that answer.
+        """
+        calls = [
+            ("rag_with_reasoner", {"question": step["query"]}, _observed(step["verdict"])) for step in answer["steps"]
+        ]
+        calls = calls or [("final_answer", {"answer": answer["answer"]}, answer["answer"])]
+        self.agent.memory.steps.append(TaskStep(question))
+        for number, (name, arguments, observed) in enumerate(calls, 1):
+            call = ToolCall(name, arguments, id="")
+            self.agent.memory.steps.append(
+                ActionStep(number, Timing(0.0, 0.0), tool_calls=[call], observations=observed)
+            )
+
+    def _models(self) -> tuple[ChatModel, ChatModel]:
+        return self.primary, self.reasoner.model
 
     def _used(self) -> Usage:
         return self.primary.usage + self.reasoner.model.usage
@@ -285,6 +306,14 @@ class Assistant:
             return _outcome(NOT_FOUND, False, steps=self.tool.steps, state=otherwise)
         cited = [{"source": c.source, "page": c.page, "quote": c.quote} for c in self.tool.notes]
         return _outcome(verdict.answer, True, cited, self.tool.steps)
+
+
+def _observed(verdict: dict) -> str:
+    """What the primary model is told of a verdict."""
+    if verdict["sufficient"]:
+        return verdict["answer"]
+    hint = f" A better query: {verdict['better_query']}" if verdict["better_query"] else ""
+    return f"Not found in the passages read.{hint}"
 
 
 def _fault(error: AgentError) -> Exception:

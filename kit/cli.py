@@ -16,7 +16,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from kit import __version__
-from kit.config import KitError, load_profile, remember_profile
+from kit.client import PORTS
+from kit.config import KitError, load_profile, remember_profile, service_tokens
 
 ASK_MODES = ("closed", "rag", "reasoner", "agentic")  # kit.agent.MODES, which takes seconds to import
 # Questions to click on the web page, each shown where its source is in the index.
@@ -137,6 +138,58 @@ def _page(args, profile, new_assistant) -> None:
         threading.Event().wait()
     finally:
         blocks.close(verbose=False)
+
+
+def _serve(args, profile) -> int:
+    from kit import engine, service
+    from kit.threads import Threads
+
+    port = PORTS[args.what] if args.port is None else args.port
+    tokens = service_tokens()
+    if args.host not in service.LOOPBACK and not tokens:
+        raise KitError(f"{args.host} lets other machines in; set KIT_TOKEN to a secret first, or serve on 127.0.0.1.")
+    if args.what != "rag":
+        make = service.vector_store if args.what == "vector-store" else service.retrieval
+        retriever = _retriever(args, profile)
+        retriever.index.embedder.load()
+        service.run(make(retriever, tokens), args.host, port, _say)
+        return 0
+    with _assistants(args, profile) as (new_assistant, server):
+
+        def missing() -> str:
+            ok = server is None or engine.answering_version(server.url)
+            return "" if ok else f"Ollama at {server.url} does not answer; start `kit serve rag` again."
+
+        app = service.rag(new_assistant, Threads(profile.home / "threads.sqlite"), tokens, missing)
+        service.run(app, args.host, port, _say)
+    return 0
+
+
+def _query(args, profile) -> int:
+    from kit.client import Client
+
+    service = args.what if args.what in PORTS else "rag"
+    client = Client(args.url or f"http://127.0.0.1:{PORTS[service]}", next(iter(service_tokens()), ""))
+    if args.what in ("new-thread", "threads"):
+        result = {"threads": client.threads()} if args.what == "threads" else client.new_thread()
+    elif not args.text:
+        raise KitError(f"kit query {args.what} needs a text: a query, a question, or the id of a thread.")
+    elif args.what == "rag":
+        result = client.ask(args.text, args.thread, _written)
+    elif args.what == "history":
+        result = {"turns": client.history(args.text)}
+    elif args.what == "clear":
+        result = {"cleared": args.text, **(client.clear(args.text) or {})}
+    else:
+        result = client.search(args.text, args.k or profile.k)
+    _print(args, result, QUERY_TEXTS.get(args.what, _search_text))
+    return 0
+
+
+def _written(kind: str, data: dict) -> None:
+    """What a service does and writes, for somebody who watches."""
+    if sys.stderr.isatty():
+        print(data["text"] if kind == "token" else f"\n… {data}\n", end="", file=sys.stderr, flush=True)
 
 
 def _evaluate(args, profile) -> int:
@@ -285,6 +338,26 @@ def _search_text(result: dict) -> str:
     )
 
 
+def _rag_text(result: dict) -> str:
+    from kit import chat
+    from kit.agent import Answer
+
+    return chat.format_answer(Answer(**result))
+
+
+def _thread_text(result: dict) -> str:
+    return f"{result['id']}  {result['turns']} turns  {result['title'] or ''}".rstrip()
+
+
+QUERY_TEXTS = {
+    "rag": _rag_text,
+    "new-thread": lambda result: result["id"],
+    "threads": lambda result: "\n".join(map(_thread_text, result["threads"])),
+    "history": lambda result: "\n\n".join(f"> {t['question']}\n{t['answer']['answer']}" for t in result["turns"]),
+    "clear": lambda result: f"The thread {result['cleared']} is forgotten.",
+}
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="kit",
@@ -343,6 +416,30 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--modes", type=_modes, default="rag,agentic", metavar="A,B", help="default: rag,agentic")
     evaluate.add_argument("--out", required=True, metavar="DIR", help="folder for rows and plots")
     evaluate.add_argument("--limit", type=_positive, metavar="N", help="only the first N questions")
+    serve = command(
+        "serve",
+        _serve,
+        "Serve the index, the retriever or the assistant over HTTP, on 127.0.0.1 unless told otherwise.",
+        place,
+        epilog="On another --host a bearer token is asked for: KIT_TOKEN holds it, or one for each user with commas "
+        "between. /health, /ready and /openapi.json are on every service. After an ingest, start it again.",
+    )
+    serve.add_argument("what", choices=PORTS)
+    serve.add_argument("--host", default="127.0.0.1", metavar="H", help="address to listen on (default: 127.0.0.1)")
+    ports = ", ".join(f"{port} for {name}" for name, port in PORTS.items())
+    serve.add_argument("--port", type=int, metavar="N", help=f"port to listen on (default: {ports}; 0 for a free one)")
+    query = command(
+        "query",
+        _query,
+        "Ask a service of `kit serve`.",
+        reading,
+        epilog="vector-store and retriever search; rag answers; new-thread, threads, history ID and clear ID are about "
+        "the conversations of rag. KIT_TOKEN holds the token, where one is asked for.",
+    )
+    query.add_argument("what", choices=[*PORTS, "new-thread", "threads", "history", "clear"], metavar="WHAT")
+    query.add_argument("text", nargs="?", default="", metavar="TEXT", help="a query, a question, or a thread's id")
+    query.add_argument("--url", metavar="URL", help="of the service (default: on this machine, on its usual port)")
+    query.add_argument("--thread", default="", metavar="ID", help="the conversation that a question belongs to")
     chat = command("chat", _chat, "Talk with the agent in the terminal; type / for what else it knows.", place)
     chat.add_argument("--web", action="store_true", help="as a web page on 127.0.0.1, with a memory for each visitor")
     chat.add_argument("--port", type=_positive, metavar="N", help="of the page (default: the first free one from 7860)")

@@ -179,6 +179,11 @@ def _detect() -> tuple[str, str]:
     return "ci", ("no GPU" if not gpu else why) + ", and Ollama's registry does not answer"
 
 
+def service_tokens() -> tuple[str, ...]:
+    """The tokens that our services ask for, from `KIT_TOKEN`: one, or one for each user with commas between."""
+    return tuple(token.strip() for token in os.environ.get("KIT_TOKEN", "").split(",") if token.strip())
+
+
 def environment(**changes: str) -> dict[str, str]:
     """Our own environment with `changes`: what a program that we start is given."""
     return {**os.environ, **changes}

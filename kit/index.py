@@ -6,6 +6,7 @@ vectors that do not fit in memory, where Chroma keeps all of them while an index
 
 import re
 import sqlite3
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -33,6 +34,7 @@ class Embedder:
         self.path = Path(path)
         self.name = self.path.name
         self._model = None
+        self._one = threading.Lock()  # a tokenizer serves one thread at a time
 
     @property
     def dimension(self) -> int:
@@ -46,7 +48,8 @@ class Embedder:
         """
         model = self.load()
         encode = model.encode_query if is_query else model.encode_document
-        return encode(texts, normalize_embeddings=True, show_progress_bar=False)
+        with self._one:
+            return encode(texts, normalize_embeddings=True, show_progress_bar=False)
 
     def load(self):
         """The model, loaded when this is called first: 10 to 20 s, most of it Python's imports. Raises as `encode`."""

@@ -12,6 +12,7 @@ import ast
 import json
 import queue
 import re
+import threading
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
@@ -90,6 +91,7 @@ class ChatModel(smolagents.Model):
         self.max_tokens, self.seconds = max_tokens, seconds
         self.usage = Usage()
         self.on_text: OnText | None = None
+        self.cancelled = threading.Event()  # while it is set, calls end before they begin
         self._running: Future | None = None
 
     def complete(
@@ -113,6 +115,8 @@ class ChatModel(smolagents.Model):
             self._running = portal.start_task_soon(
                 self._limited, messages, schema, think, max_tokens or self.max_tokens, stop
             )
+            if self.cancelled.is_set():
+                self._running.cancel()
             try:
                 reply = self._running.result()
             except CancelledError:
@@ -124,7 +128,10 @@ class ChatModel(smolagents.Model):
         return reply
 
     def cancel(self) -> None:
-        """Stop the running call, from any thread: closing the connection ends the generation."""
+        """Stop the running call, from any thread: closing the connection ends the generation.
+
+        Where several calls make an answer, set `cancelled` first, lest the next one begins.
+        """
         if running := self._running:
             running.cancel()
 

@@ -1,4 +1,5 @@
 import hashlib
+import shutil
 import socket
 import time
 from pathlib import Path
@@ -6,6 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from scripted import ScriptedServer
+
+BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
+in_a_browser = pytest.mark.skipif(not BROWSER, reason="no Chromium on this machine: apt-get install chromium")
 
 
 @pytest.fixture
@@ -70,3 +74,14 @@ def write_pdf(path: Path, pages: list[str], password: str | None = None, algorit
         writer.encrypt(password, "owner", algorithm=algorithm)
         writer.write(path)
     return path
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """The Chromium of this machine, without a window."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        yield browser
+        browser.close()

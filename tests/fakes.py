@@ -1,6 +1,9 @@
 """Hand-written stand-ins for the chat model and the retriever."""
 
 import json
+import re
+
+import anyio
 
 from kit.llm import ChatModel, Reply, Usage
 from kit.retriever import Hit
@@ -22,6 +25,17 @@ class FakeChat(ChatModel):
         text = reply if isinstance(reply, str) else json.dumps(reply)
         usage = Usage(calls=1, prompt_tokens=10, output_tokens=5, prompt_seconds=0.1, output_seconds=0.2)
         return Reply("" if think else text, text if think else "", usage, "stop")
+
+
+class Typing(FakeChat):
+    """Writes its replies a word at a time."""
+
+    async def _send(self, *request):
+        reply = await super()._send(*request)
+        for word in re.findall(r"\S+\s*", reply.text):
+            self.on_text and self.on_text("text", word)
+            await anyio.sleep(0.05)
+        return reply
 
 
 class FakeRetriever:

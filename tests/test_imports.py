@@ -22,6 +22,9 @@ ALLOWED = {
     "agent": {"config", "llm", "retriever", "reasoner"},
     "chat": {"config", "agent", "llm", "retriever"},
     "web": {"agent", "chat", "config", "llm"},
+    "threads": set(),
+    "client": {"config"},
+    "service": {"agent", "config", "llm", "retriever", "threads"},
     "doctor": {"config", "engine", "models", "index"},
     "evaluation": {"config"},
 }

@@ -1,31 +1,17 @@
 """The web page, driven in a real browser, over assistants with hand-written models."""
 
 import re
-import shutil
 
-import anyio
 import pytest
-from fakes import FakeChat, FakeRetriever, call, found, hit
-from playwright.sync_api import expect, sync_playwright
+from conftest import in_a_browser
+from fakes import FakeRetriever, Typing, call, found, hit
+from playwright.sync_api import expect
 
 from kit.agent import Assistant
 from kit.config import PROFILES, KitError
 from kit.web import Visit, page, serve
 
-BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
-in_a_browser = pytest.mark.skipif(not BROWSER, reason="no Chromium on this machine: apt-get install chromium")
 TRAP = 'The rent is <img src="http://elsewhere.test/a.png"> **48,000** [euros](http://elsewhere.test) a year.'
-
-
-class Typing(FakeChat):
-    """Writes its replies a word at a time."""
-
-    async def _send(self, *request):
-        reply = await super()._send(*request)
-        for word in re.findall(r"\S+\s*", reply.text):
-            self.on_text and self.on_text("text", word)
-            await anyio.sleep(0.05)
-        return reply
 
 
 class Place:
@@ -49,14 +35,6 @@ class Place:
         opened.goto(self.url)
         opened.get_by_role("button", name="Ask", exact=True).wait_for()
         return opened
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

@@ -1,0 +1,92 @@
+"""Conversations in SQLite: what was acknowledged survives a restart, and a `kill -9`.
+
+A thread belongs to an owner; whoever asks for the thread of another is told that there is none.
+"""
+
+import json
+import sqlite3
+import time
+import uuid
+from contextlib import closing
+from pathlib import Path
+
+TABLES = """
+create table if not exists threads (id text primary key, owner text not null, created real not null);
+create table if not exists turns (
+    number integer primary key, thread text not null references threads on delete cascade,
+    question text not null, answer text not null, created real not null
+);
+create index if not exists turns_of_thread on turns (thread);
+"""
+
+
+class NoSuchThread(KeyError):
+    """There is no such thread, or it is somebody else's."""
+
+
+class Threads:
+    """Threads in the file `path`, with a connection for each call, so that any thread of a server may call."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with closing(self._open()) as db:
+            db.execute("pragma journal_mode = wal")
+            db.executescript(TABLES)
+
+    def new(self, owner: str) -> str:
+        """The id of a new thread: 32 random hex digits."""
+        id = uuid.uuid4().hex
+        with closing(self._open()) as db, db:
+            db.execute("insert into threads values (?, ?, ?)", (id, owner, time.time()))
+        return id
+
+    def of(self, owner: str) -> list[dict]:
+        """`{id, created, turns, title}` of the owner's threads, the latest first; the title is the first question."""
+        select = (
+            "select id, t.created, count(number), "
+            "(select question from turns where thread = id order by number limit 1) "
+            "from threads t left join turns on thread = id where owner = ? group by id order by t.created desc"
+        )
+        with closing(self._open()) as db:
+            rows = db.execute(select, (owner,)).fetchall()
+        return [dict(zip(("id", "created", "turns", "title"), row, strict=True)) for row in rows]
+
+    def turns(self, owner: str, id: str) -> list[dict]:
+        """`{question, answer, created}` of a thread, the oldest first; `answer` is what `add` was given.
+
+        Raises `NoSuchThread`, as `add` and `delete` do.
+        """
+        with closing(self._open()) as db:
+            self._own(db, owner, id)
+            select = "select question, answer, created from turns where thread = ? order by number"
+            rows = db.execute(select, (id,)).fetchall()
+        return [
+            {"question": question, "answer": json.loads(answer), "created": made} for question, answer, made in rows
+        ]
+
+    def add(self, owner: str, id: str, question: str, answer: dict) -> None:
+        """Append a turn; it is on the disk when this returns."""
+        with closing(self._open()) as db, db:
+            self._own(db, owner, id)
+            db.execute(
+                "insert into turns (thread, question, answer, created) values (?, ?, ?, ?)",
+                (id, question, json.dumps(answer), time.time()),
+            )
+
+    def delete(self, owner: str, id: str) -> None:
+        """Forget a thread and all its turns."""
+        with closing(self._open()) as db, db:
+            self._own(db, owner, id)
+            db.execute("delete from threads where id = ?", (id,))
+
+    def _open(self) -> sqlite3.Connection:
+        db = sqlite3.connect(self.path, timeout=30)
+        db.execute("pragma foreign_keys = on")
+        db.execute("pragma synchronous = full")  # a commit waits for the disk
+        return db
+
+    @staticmethod
+    def _own(db: sqlite3.Connection, owner: str, id: str) -> None:
+        if not db.execute("select 1 from threads where id = ? and owner = ?", (id, owner)).fetchone():
+            raise NoSuchThread(id)

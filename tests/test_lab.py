@@ -1,0 +1,93 @@
+"""The chat of notebook 4, driven in JupyterLab in a real browser, over hand-written models."""
+
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import nbformat
+import pytest
+from conftest import in_a_browser
+from playwright.sync_api import expect
+
+CELL = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from fakes import FakeRetriever, Typing, call, found, hit
+from kit.agent import Assistant
+from kit.chat import Panel
+from kit.config import PROFILES
+
+stated = "The rent is 48,000 euros."
+first = ["The first sentence of the passage states it." + " It does." * 30, *found("48,000", stated)]
+stopped, last = ["word " * 400], ["Short.", *found("<b>12</b>", stated)]
+reasoner = Typing(*first, *stopped, *last)
+primary = Typing(*[call(f"rent {{n}}") for n in range(3)])
+retriever = FakeRetriever([hit("a", stated)])
+Panel(Assistant(PROFILES["ci"], primary, reasoner, retriever))
+"""
+
+
+@pytest.fixture
+def lab(tmp_path, free_port):
+    """The address of a JupyterLab that knows nothing of this machine's settings, with one notebook."""
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(CELL)])
+    notebook.metadata.kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    nbformat.write(notebook, tmp_path / "chat.ipynb")
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--ServerApp.port={free_port}"]
+    command += ["--IdentityProvider.token=", f"--ServerApp.root_dir={tmp_path}"]
+    folders = {f"JUPYTER_{name}_DIR": str(tmp_path / "jupyter" / name) for name in ("CONFIG", "DATA", "RUNTIME")}
+    url = f"http://127.0.0.1:{free_port}"
+    with (tmp_path / "log").open("w") as log:
+        server = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | folders)
+    try:
+        for _ in range(120):
+            time.sleep(0.5)
+            try:
+                httpx.get(f"{url}/api", trust_env=False)
+                break
+            except httpx.HTTPError:
+                assert server.poll() is None, (tmp_path / "log").read_text()
+        yield url
+    finally:
+        server.terminate()
+        server.wait(20)
+
+
+@in_a_browser
+def test_the_panel_streams_stops_and_clears(lab, browser):
+    page = browser.new_context().new_page()
+    page.goto(f"{lab}/lab/tree/chat.ipynb")
+    page.locator('.jp-Notebook-ExecutionIndicator[data-status="idle"]').wait_for(timeout=60_000)
+    page.locator(".jp-Notebook .cm-content").first.click()
+    page.keyboard.press("Shift+Enter")
+    question = page.get_by_placeholder("Ask the documents")
+    question.wait_for(timeout=60_000)
+
+    question.fill("What is the rent?")
+    question.press("Enter")
+    page.get_by_text(re.compile("… The first sentence")).wait_for()  # what is written shows while it is written
+    page.get_by_text("48,000", exact=True).wait_for()
+    quote = page.get_by_text("lease.pdf, page 1: “The rent is 48,000 euros”")
+    assert not quote.is_visible()
+    page.get_by_text("sources and steps").click()
+    quote.wait_for()
+
+    question.fill("A long one?")
+    page.get_by_role("button", name="Ask", exact=True).click()
+    page.get_by_text(re.compile("… word word")).wait_for()
+    page.get_by_role("button", name="Stop", exact=True).click()
+    page.get_by_text("Stopped.", exact=True).wait_for()
+
+    question.fill("<script>window.caught = 1</script>")
+    question.press("Enter")
+    page.get_by_text("<b>12</b>", exact=True).wait_for()
+    page.get_by_text("<script>window.caught = 1</script>", exact=True).first.wait_for()
+    assert not page.evaluate("window.caught")
+
+    page.get_by_role("button", name="Clear", exact=True).click()
+    expect(page.get_by_text("Stopped.", exact=True)).to_have_count(0)
+    page.context.close()
