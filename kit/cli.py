@@ -19,6 +19,15 @@ from kit import __version__
 from kit.client import PORTS
 from kit.config import KitError, load_profile, remember_profile, service_tokens
 
+QUERIES = {  # what `kit query` asks: its argument, and what it is
+    "vector-store": ("QUERY", "Passages near to a query by meaning."),
+    "retriever": ("QUERY", "Passages by meaning and by words."),
+    "rag": ("QUESTION", "An answer, with its sources; what is done and written shows on a terminal."),
+    "new-thread": ("", "Begin a conversation; prints its id, for `kit query rag --thread`."),
+    "threads": ("", "The conversations that are kept."),
+    "history": ("ID", "The questions and answers of a conversation."),
+    "clear": ("ID", "Forget a conversation."),
+}
 ASK_MODES = ("closed", "rag", "reasoner", "agentic")  # kit.agent.MODES, which takes seconds to import
 # Questions to click on the web page, each shown where its source is in the index.
 DEMO = {
@@ -170,16 +179,17 @@ def _query(args, profile) -> int:
 
     service = args.what if args.what in PORTS else "rag"
     client = Client(args.url or f"http://127.0.0.1:{PORTS[service]}", next(iter(service_tokens()), ""))
-    if args.what in ("new-thread", "threads"):
-        result = {"threads": client.threads()} if args.what == "threads" else client.new_thread()
-    elif not args.text:
-        raise KitError(f"kit query {args.what} needs a text: a query, a question, or the id of a thread.")
+    if args.what == "new-thread":
+        result = client.new_thread()
+    elif args.what == "threads":
+        result = {"threads": client.threads()}
     elif args.what == "rag":
         result = client.ask(args.text, args.thread, _written)
     elif args.what == "history":
         result = {"turns": client.history(args.text)}
     elif args.what == "clear":
-        result = {"cleared": args.text, **(client.clear(args.text) or {})}
+        client.clear(args.text)
+        result = {"cleared": args.text}
     else:
         result = client.search(args.text, args.k or profile.k)
     _print(args, result, QUERY_TEXTS.get(args.what, _search_text))
@@ -428,18 +438,20 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--host", default="127.0.0.1", metavar="H", help="address to listen on (default: 127.0.0.1)")
     ports = ", ".join(f"{port} for {name}" for name, port in PORTS.items())
     serve.add_argument("--port", type=int, metavar="N", help=f"port to listen on (default: {ports}; 0 for a free one)")
-    query = command(
-        "query",
-        _query,
-        "Ask a service of `kit serve`.",
-        reading,
-        epilog="vector-store and retriever search; rag answers; new-thread, threads, history ID and clear ID are about "
-        "the conversations of rag. KIT_TOKEN holds the token, where one is asked for.",
+    summary = "Ask a service of `kit serve`; KIT_TOKEN holds the token, where one is asked for."
+    questions = commands.add_parser("query", help=summary, description=summary).add_subparsers(
+        dest="what", required=True, metavar="WHAT"
     )
-    query.add_argument("what", choices=[*PORTS, "new-thread", "threads", "history", "clear"], metavar="WHAT")
-    query.add_argument("text", nargs="?", default="", metavar="TEXT", help="a query, a question, or a thread's id")
-    query.add_argument("--url", metavar="URL", help="of the service (default: on this machine, on its usual port)")
-    query.add_argument("--thread", default="", metavar="ID", help="the conversation that a question belongs to")
+    for name, (text, about) in QUERIES.items():
+        query = questions.add_parser(
+            name, help=about, description=about, parents=[common, *[reading] * (text == "QUERY")]
+        )
+        query.set_defaults(run=_query)
+        query.add_argument("--url", metavar="URL", help="of the service (default: this machine, its usual port)")
+        if text:
+            query.add_argument("text", metavar=text)
+        if name == "rag":
+            query.add_argument("--thread", default="", metavar="ID", help="the conversation that it belongs to")
     chat = command("chat", _chat, "Talk with the agent in the terminal; type / for what else it knows.", place)
     chat.add_argument("--web", action="store_true", help="as a web page on 127.0.0.1, with a memory for each visitor")
     chat.add_argument("--port", type=_positive, metavar="N", help="of the page (default: the first free one from 7860)")

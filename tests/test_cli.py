@@ -3,8 +3,12 @@
 import json
 
 import pytest
+from test_service import Desk, served
 
+from kit import service
 from kit.cli import main
+from kit.config import service_tokens
+from kit.threads import Threads
 
 
 @pytest.fixture(autouse=True)
@@ -33,6 +37,9 @@ def run(capsys, *argv: str) -> tuple[int, str, str]:
         ["search", "q", "--profile", "huge"],
         ["search", "q", "--profile", "missing.toml"],
         ["evaluate", "--questions", "q.jsonl", "--out", "o", "--modes", "rag,magic"],
+        ["serve", "everything"],
+        ["query"],
+        ["query", "history"],
     ],
 )
 def test_wrong_use_is_status_2(capsys, argv):
@@ -44,6 +51,9 @@ def test_wrong_use_is_status_2(capsys, argv):
     ("argv", "said"),
     [
         (["search", "rent"], "There is no index in"),
+        (["serve", "retriever"], "There is no index in"),
+        (["serve", "rag", "--host", "0.0.0.0"], "set KIT_TOKEN"),
+        (["query", "threads", "--url", "http://127.0.0.1:9"], "start one with `kit serve`"),
         (["ask", "Who?"], "There is no index in"),
         (["ingest", "nowhere"], "nowhere"),
         (["ingest", "{empty}"], "no document"),
@@ -81,3 +91,22 @@ def test_doctor_reports_and_fails_on_an_empty_home(capsys):
     assert status == 1 and report["ok"] is False
     assert all(check["remedy"] for check in report["checks"] if not check["ok"])
     assert any(check["ok"] for check in report["checks"])
+
+
+def test_a_service_is_asked_and_its_answer_printed(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("KIT_TOKEN", "secret, another")
+    app = service.rag(Desk(), Threads(tmp_path / "threads.sqlite"), service_tokens())
+    with served(app) as url:
+
+        def query(*argv: str) -> str:
+            status, out, err = run(capsys, "query", *argv, "--url", url, "--profile", "ci")
+            assert (status, err) == (0, "")
+            return out.strip()
+
+        thread = query("new-thread")
+        assert json.loads(query("rag", "What is the rent?", "--thread", thread, "--json"))["answer"] == "48,000"
+        assert "lease.pdf, page 1" in query("rag", "What is the rent?")
+        assert query("history", thread) == "> What is the rent?\n48,000"
+        assert query("threads").startswith(f"{thread}  1 turns  What is the rent?")
+        assert "forgotten" in query("clear", thread)
+        assert json.loads(query("threads", "--json")) == {"threads": []}

@@ -1,0 +1,44 @@
+"""Requests made from the services' own OpenAPI documents (Schemathesis): none may break a service."""
+
+import json
+
+import hypothesis
+import pytest
+import schemathesis
+from conftest import FakeEmbedder
+from schemathesis.checks import not_a_server_error
+from test_service import Desk
+
+from kit import service
+from kit.index import Index
+from kit.retriever import Retriever
+from kit.threads import Threads
+
+
+@pytest.fixture(scope="module")
+def documents(tmp_path_factory) -> dict:
+    """The OpenAPI schema of each service, over hand-written models."""
+    folder = tmp_path_factory.mktemp("services")
+    (folder / "rows.jsonl").write_text(json.dumps({"title": "Comets", "text": "A comet has a tail."}))
+    with Index.create(folder / "index", FakeEmbedder(), 200, 20) as index:
+        index.ingest([folder / "rows.jsonl"])
+    retriever = Retriever(Index.open(folder / "index", FakeEmbedder()))
+    apps = {
+        "store": service.vector_store(retriever),
+        "retriever": service.retrieval(retriever),
+        "rag": service.rag(Desk(), Threads(folder / "threads.sqlite")),
+    }
+    return {name: schemathesis.openapi.from_asgi("/openapi.json", app) for name, app in apps.items()}
+
+
+@pytest.mark.parametrize("name", ["store", "retriever", "rag"])
+def test_no_request_breaks_a_service(documents, name):
+    for found in documents[name].get_all_operations():
+        operation = found.ok()
+
+        @hypothesis.given(case=operation.as_strategy())
+        @hypothesis.settings(max_examples=25, deadline=None, derandomize=True, database=None)
+        def answered(case):
+            case.call_and_validate(checks=(not_a_server_error,))
+
+        answered()
