@@ -93,9 +93,7 @@ def under_load(users: int, seconds: int) -> dict:
             service.terminate()
             service.wait()
     half = memory[len(memory) // 2 :]
-    errors = {
-        f"{error.method} {error.name}: {error.error}": error.occurrences for error in environment.stats.errors.values()
-    }
+    stats = environment.stats
     return {
         "users": users,
         "seconds": seconds,
