@@ -22,7 +22,7 @@ SYSTEM = (
     "Where documents disagree, the later one holds."
 )
 THINK = "Think briefly: which sentences of the passages state what the question asks for, and what do they say?"
-ANSWER = "Answer:"  # how the model's own turn goes on after its thoughts
+ANSWER = 'The answer in a few words: "'  # how the model's own turn goes on; an open quote keeps it from a sentence
 VERDICT = (
     "Now check it against the passages. As JSON, words: the words of the passages that state it, copied exactly from "
     "them; or, where they do not state it, search: what to search for instead. For example, where two rents are asked "
@@ -36,6 +36,7 @@ PLAIN = (
 NOT_FOUND = "The documents do not hold the answer."
 QUOTES, QUOTE_LENGTH, QUERY_LENGTH = 3, 100, 120  # characters; all of it fits answer_tokens
 RESULT_TOKENS = 60  # an answer is short
+MARKS = ".…,;:?!()\"'“”‘’"  # around words, and no part of them
 SHORTEST_QUOTE = 4  # characters of an answer that supports itself: "no" and "2" stand everywhere
 
 
@@ -82,9 +83,9 @@ class Reasoner:
         messages = prompt(question, hits, notes, THINK)
         thinking = self._think(messages)
         answer = self._answer(messages, thinking)
-        messages += [_turn(thinking, f"{ANSWER} {answer}", self.model.thinks), {"role": "user", "content": VERDICT}]
+        messages += [_turn(thinking, f'{ANSWER}{answer}"', self.model.thinks), {"role": "user", "content": VERDICT}]
         said = self._held(messages, VERDICT_SCHEMA)
-        verdict = self._verdict(answer, read_json(said), hits, thinking)
+        verdict = self._verdict(answer, question, read_json(said), hits, thinking)
         if verdict.sufficient or verdict.better_query:
             return verdict
         messages += [
@@ -107,21 +108,23 @@ class Reasoner:
         # The turn is left open, so the model does not start anew but goes on from its thoughts. Servers that close
         # it (OpenAI's own, and vLLM unless told otherwise) let it begin a turn of its own.
         turn = _turn(thinking, ANSWER, self.model.thinks)
-        reply = self.model.complete([*messages, turn], think=self._flag(True), max_tokens=RESULT_TOKENS, stop=["\n"])
-        return (reply.text or reply.thinking).strip().removeprefix(ANSWER).strip()
+        stop = ["\n", '" ', '".']  # not the quote alone, with which a new turn may begin
+        reply = self.model.complete([*messages, turn], think=self._flag(True), max_tokens=RESULT_TOKENS, stop=stop)
+        text = (reply.text or reply.thinking).strip().removeprefix(ANSWER).lstrip('"')
+        return text.partition('"')[0].strip()
 
     def _flag(self, think: bool) -> bool | None:
         return think if self.model.thinks else None
 
     @staticmethod
-    def _verdict(answer: str, fields: dict, hits: Sequence[Hit], thinking: str) -> Verdict:
+    def _verdict(answer: str, question: str, fields: dict, hits: Sequence[Hit], thinking: str) -> Verdict:
         quotes = [quote for quote in fields.get("words", []) if isinstance(quote, str) and quote.strip()]
         citations = [citation for quote in quotes if (citation := _citation(quote, hits))]
         dropped, search = len(quotes) - len(citations), fields.get("search", "").strip()
         # An answer that no passage supports counts as not found: small models answer too readily. It may
         # support itself, by standing there word for word.
         if not search:
-            citations = citations or _itself(answer, hits)
+            citations = citations or _itself(answer, question, hits)
         sufficient = bool(answer and citations and not search)
         return Verdict(
             answer=answer if sufficient else "",
@@ -179,7 +182,7 @@ def find_quote(text: str, quote: str) -> str:
     """
     text = unicodedata.normalize("NFKC", text)
     signs = [(place, small) for place, sign in enumerate(text) for small in sign.casefold() if not small.isspace()]
-    wanted = "".join(unicodedata.normalize("NFKC", quote).casefold().split()).strip(".…,;:\"'“”‘’")
+    wanted = "".join(unicodedata.normalize("NFKC", quote).casefold().split()).strip(MARKS)
     start = "".join(small for _, small in signs).find(wanted) if wanted else -1
     return " ".join(text[signs[start][0] : signs[start + len(wanted) - 1][0] + 1].split()) if start >= 0 else ""
 
@@ -195,14 +198,35 @@ def _citation(quote: str, hits: Sequence[Hit], line: bool = False) -> Citation |
     return None
 
 
-def _itself(answer: str, hits: Sequence[Hit]) -> list[Citation]:
-    """Citations of the lines in which the parts of `answer` stand word for word; none unless all of them do."""
+def _itself(answer: str, question: str, hits: Sequence[Hit]) -> list[Citation]:
+    """Citations of the lines in which all that `answer` adds to `question` stands word for word, or none."""
     found = []
     for part in re.split(r"[,;]\s+|\s+and\s+", answer):
-        if len(part.strip()) < SHORTEST_QUOTE or not (citation := _citation(part, hits, line=True)):
-            return []
-        found.append(citation)
+        for run in _added(part, question):
+            if len(run) < SHORTEST_QUOTE or not (citation := _citation(run, hits, line=True)):
+                return []
+            found.append(citation)
     return found
+
+
+def _added(part: str, question: str) -> list[str]:
+    """The runs of words in `part` that the question does not have; all of `part` where it has every one.
+
+    "Ada Finch signed the lease", asked who signed the lease, adds "Ada Finch". Words like "is" and
+    "it" at the ends of a run add nothing.
+    """
+    known = {word.strip(MARKS).casefold() for word in question.split()}
+    runs: list[list[str]] = [[]]
+    for word in part.split():
+        if word.strip(MARKS).casefold() in known:
+            runs.append([])
+        else:
+            runs[-1].append(word)
+    for run in runs:
+        for end in (0, -1):
+            while run and len(run[end]) < 3 and run[end].isalpha():
+                run.pop(end)
+    return [" ".join(run).strip(MARKS) for run in runs if run] or [part.strip()]
 
 
 def _turn(thinking: str, text: str, native: bool) -> dict:

@@ -57,15 +57,17 @@ def lab(tmp_path, free_port):
         server.wait(20)
 
 
+@pytest.mark.ollama  # it needs no model, but the half minute that JupyterLab takes to open
 @in_a_browser
 def test_the_panel_streams_stops_and_clears(lab, browser):
     page = browser.new_context().new_page()
+    page.set_default_timeout(90_000)
     page.goto(f"{lab}/lab/tree/chat.ipynb")
-    page.locator('.jp-Notebook-ExecutionIndicator[data-status="idle"]').wait_for(timeout=60_000)
+    page.locator('.jp-Notebook-ExecutionIndicator[data-status="idle"]').wait_for()
     page.locator(".jp-Notebook .cm-content").first.click()
     page.keyboard.press("Shift+Enter")
     question = page.get_by_placeholder("Ask the documents")
-    question.wait_for(timeout=60_000)
+    question.wait_for()
 
     question.fill("What is the rent?")
     question.press("Enter")

@@ -37,7 +37,7 @@ def test_no_request_breaks_a_service(documents, name):
         operation = found.ok()
 
         @hypothesis.given(case=operation.as_strategy())
-        @hypothesis.settings(max_examples=25, deadline=None, derandomize=True, database=None)
+        @hypothesis.settings(max_examples=10, deadline=None, derandomize=True, database=None)
         def answered(case):
             case.call_and_validate(checks=(not_a_server_error,))
 

@@ -2,7 +2,7 @@
 
 from fakes import FakeChat, found, hit, missing
 
-from kit.reasoner import VERDICT_SCHEMA, Citation, Reasoner, find_quote, plain_answer, prompt
+from kit.reasoner import ANSWER, VERDICT_SCHEMA, Citation, Reasoner, find_quote, plain_answer, prompt
 from kit.retriever import Hit, joined
 
 HITS = [hit("a", "The rent is 48,000\neuros a year."), hit("b", "Ada chairs the board.", "minutes.pdf", None)]
@@ -20,18 +20,29 @@ def test_thoughts_the_answer_and_the_verdict_continue_one_prefix():
     assert held["schema"] and held["max_tokens"] == 60
     assert answer["messages"] == [
         *think["messages"],
-        {"role": "assistant", "content": "Passage 1 states it.\n\nAnswer:"},
+        {"role": "assistant", "content": f"Passage 1 states it.\n\n{ANSWER}"},
     ]
     assert held["messages"][:-2] == think["messages"]
-    assert held["messages"][-2]["content"].endswith("Answer: 48,000 euros")
+    assert held["messages"][-2]["content"].endswith(f'{ANSWER}48,000 euros"')
     assert verdict.sufficient and verdict.answer == "48,000 euros" and verdict.thinking == "Passage 1 states it."
+
+
+def test_the_answer_is_taken_out_of_its_quotes():
+    for said in (
+        '48,000 euros"',
+        "48,000 euros",
+        '"48,000 euros"',
+        f'{ANSWER}48,000 euros"',
+        '48,000 euros", it says',
+    ):
+        assert judge("", found(said, "48,000"))[0].answer == "48,000 euros", said
 
 
 def test_a_model_that_thinks_natively_is_asked_to_and_its_thoughts_stay_thoughts():
     verdict, model = judge("hm", found("x"), thinks=True)
     assert [request["think"] for request in model.asked] == [True, True, False, False]
-    assert model.asked[1]["messages"][-1] == {"role": "assistant", "content": "Answer:", "thinking": "hm"}
-    assert model.asked[2]["messages"][-2] == {"role": "assistant", "content": "Answer: x", "thinking": "hm"}
+    assert model.asked[1]["messages"][-1] == {"role": "assistant", "content": ANSWER, "thinking": "hm"}
+    assert model.asked[2]["messages"][-2] == {"role": "assistant", "content": f'{ANSWER}x"', "thinking": "hm"}
     assert verdict.thinking == "hm"
 
 
@@ -121,6 +132,22 @@ def test_an_answer_of_several_parts_is_supported_by_the_lines_that_hold_them():
         ("new.pdf", "A full day EUR 44.00"),
     ]
     assert not judge("", found("EUR 38.00 and EUR 45.00"), hits=hits)[0].sufficient, "one part stands nowhere"
+
+
+def test_a_sentence_is_supported_by_what_it_adds_to_the_question():
+    hits = [hit("a", "The lease was signed by Ada Finch.\nThe rent is 48,000 euros."), hit("b", "Bo Lund left.")]
+    asked = "Who signed the lease of the hall?"
+    for answer, lines in (
+        ("Ada Finch signed the lease.", ["The lease was signed by Ada Finch."]),
+        ("It is Ada Finch who signed the lease of the hall", ["The lease was signed by Ada Finch."]),
+        ("Ada Finch and Bo Lund signed the lease", ["The lease was signed by Ada Finch.", "Bo Lund left."]),
+        ("Cy Moss signed the lease", []),
+        ("Ada Finch and Cy Moss signed the lease", []),
+        ("the hall signed the lease", []),
+    ):
+        model = FakeChat("hm", *found(answer, "not there"), {"search": "lease"})
+        verdict = Reasoner(model, 40, 60).judge(asked, hits)
+        assert [citation.quote for citation in verdict.citations] == lines, answer
 
 
 def test_notes_of_earlier_searches_are_read_again_but_not_their_passages():
