@@ -41,8 +41,9 @@ class Profile:
     why: str = ""
     # The reasoner is played by a model that is not a reasoning model; every result says so.
     stand_in: bool = False
-    provider: Literal["ollama", "openai", "huggingface"] = "ollama"
-    base_url: str = ""  # of an OpenAI-compatible server, e.g. http://127.0.0.1:8000/v1
+    provider: Literal["ollama", "openai", "azure", "huggingface"] = "ollama"
+    base_url: str = ""  # of an OpenAI-compatible server, e.g. http://127.0.0.1:8000/v1, or the endpoint of Azure
+    api_version: str = ""  # of Azure OpenAI, e.g. 2024-10-21
     api_key_env: str = ""  # the name of the environment variable that holds the key
     num_ctx: int = 8192  # tokens; the same for both roles, or Ollama reloads the shared weights
     chunk_size: int = 300  # characters: many small passages hold more of what is asked than few large ones

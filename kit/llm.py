@@ -280,14 +280,32 @@ class OllamaModel(ChatModel):
 class OpenAIModel(ChatModel):
     """A model behind any OpenAI-compatible server; Hugging Face inference is one.
 
-    Such a server sets its own window, which this client can neither read nor change.
+    Such a server sets its own window, which this client can neither read nor change. With an
+    `api_version` it is Azure OpenAI: `base_url` is the endpoint, `model_id` the name of the deployment
+    (https://learn.microsoft.com/azure/ai-services/openai/reference).
     """
 
     thinks = False  # thoughts come as text or as `reasoning_content`, without being asked for
 
-    def __init__(self, model_id: str, base_url: str, api_key: str, max_tokens: int = 256, seconds: float = 180.0):
+    def __init__(
+        self,
+        model_id: str,
+        base_url: str,
+        api_key: str,
+        max_tokens: int = 256,
+        seconds: float = 180.0,
+        api_version: str = "",
+    ):
         super().__init__(model_id, max_tokens, seconds)
-        self.base_url, self.api_key = base_url, api_key or "none"
+        self.base_url, self.api_key, self.api_version = base_url, api_key or "none", api_version
+
+    def _client(self):
+        import openai
+
+        account = {"api_key": self.api_key, "max_retries": 0}
+        if self.api_version:
+            return openai.AsyncAzureOpenAI(azure_endpoint=self.base_url, api_version=self.api_version, **account)
+        return openai.AsyncOpenAI(base_url=self.base_url, **account)
 
     async def _send(self, messages, schema, think, max_tokens, stop) -> Reply:
         import openai
@@ -302,7 +320,7 @@ class OpenAIModel(ChatModel):
         text, thinking, usage, finish = [], [], Usage(calls=1), "stop"
         started = anyio.current_time()
         try:
-            async with openai.AsyncOpenAI(base_url=self.base_url, api_key=self.api_key, max_retries=0) as client:
+            async with self._client() as client:
                 async for event in await client.chat.completions.create(**request):
                     if event.usage:
                         usage = replace(
@@ -338,8 +356,13 @@ def chat_model(profile: Profile, role: str, url: str = "") -> ChatModel:
         return OllamaModel(name, url, profile.num_ctx, profile.primary_tokens, profile.call_seconds)
     base_url = profile.base_url or (HUGGING_FACE if profile.provider == "huggingface" else "")
     if not base_url:
-        raise KitError(f"Profile {profile.name} has provider openai and no base_url; add one to the profile file.")
-    return OpenAIModel(name, base_url, profile.api_key, profile.primary_tokens, profile.call_seconds)
+        raise KitError(
+            f"Profile {profile.name} has provider {profile.provider} and no base_url; add one to the profile file."
+        )
+    if profile.provider == "azure" and not profile.api_version:
+        raise KitError(f"Profile {profile.name} has provider azure and no api_version; add one to the profile file.")
+    budget = (profile.primary_tokens, profile.call_seconds)
+    return OpenAIModel(name, base_url, profile.api_key, *budget, api_version=profile.api_version)
 
 
 def split_thoughts(text: str) -> tuple[str, str]:

@@ -122,18 +122,23 @@ def effective_context(url: str, name: str, seconds: float = 180) -> int:
 def describe(profile: Profile, url: str) -> list[str]:
     """One line a role about what really runs: model, size, quantization, effective context, stand-in.
 
-    `url` is the Ollama's, whose models are loaded for it; other providers are only named.
+    `url` is the Ollama's, whose models are loaded for it; of other providers it says what they cannot do.
     """
     lines = []
     for role in ROLES:
         name = profile.model_name(role)
         if profile.provider != "ollama":
-            lines.append(f"{role}: {name} by {profile.provider}")
+            lines.append(f"{role}: {name} by {profile.provider}, its window unknown here")
             continue
         context = effective_context(url, name)  # fails with the remedy where there is no such model
         kind = _kind(ollama.Client(url, trust_env=False).show(name).details)
         stand_in = ", a stand-in for a reasoning model" if role == "reasoner" and profile.stand_in else ""
         lines.append(f"{role}: {name} ({kind}), window {context} tokens{stand_in}")
+    if profile.provider != "ollama":
+        lines.append(
+            f"{profile.provider}: the window is the server's, which may cut a prompt in silence; "
+            "a server that holds to no JSON schema fails at its first tool call."
+        )
     return lines
 
 

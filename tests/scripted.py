@@ -11,12 +11,12 @@ class ScriptedServer:
 
     A step is a dict: `status`, and one of `json`, `text`, `lines` (newline-delimited JSON) and `sse`
     (server-sent events); `pause` seconds between lines, `hang` seconds before anything, `drop` to cut
-    the connection where the end should be. `requests` are the JSON bodies received; `hung_up` is set
-    when a client leaves in the middle of an answer.
+    the connection where the end should be. `requests` are the JSON bodies received, `heads` the
+    (path, headers) of them; `hung_up` is set when a client leaves in the middle of an answer.
     """
 
     def __init__(self, script: list[dict]):
-        self.script, self.requests, self.hung_up = script, [], threading.Event()
+        self.script, self.requests, self.heads, self.hung_up = script, [], [], threading.Event()
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -30,6 +30,7 @@ class ScriptedServer:
                 self.answer()
 
             def answer(self):
+                outer.heads.append((self.path, self.headers))
                 step = outer.script[min(len(outer.requests), len(outer.script)) - 1]
                 try:
                     outer.play(self, step)

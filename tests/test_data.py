@@ -5,6 +5,8 @@ import importlib.util
 import json
 import operator
 import re
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -181,3 +183,29 @@ def test_evidence_must_stand_on_exactly_one_page():
     for pages in (["one"], ["two", "two"]):
         with pytest.raises(ValueError, match=r"a\.pdf: 'two' stands on pages"):
             make_data.place("a.pdf", "two", pages)
+
+
+def test_the_second_collection_is_made_from_its_facts_alone(tmp_path):
+    huts = DATA / "huts"
+    subprocess.run([sys.executable, DATA / "make_huts.py", "--out", tmp_path], check=True, capture_output=True)
+    made = {path.relative_to(tmp_path): path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    kept = {path.relative_to(huts): path.read_bytes() for path in huts.rglob("*") if path.is_file()}
+    assert {name: text for name, text in kept.items() if name.name != "words.toml"} == made
+    assert len(made) > 150 and sum(map(len, made.values())) > sum(
+        len(page) for pages in TEXTS.values() for page in pages
+    )
+
+
+def test_no_document_of_the_second_collection_is_trained_on_and_tested():
+    rows = [json.loads(line) for line in (DATA / "huts" / "questions.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert len({row["question"] for row in rows}) == len(rows) > len(ROWS)
+    assert not {row["question"] for row in rows} & {row["question"] for row in ROWS}
+    used = {
+        split: {place["source"] for row in rows if row["split"] == split for place in row["sources"]}
+        for split in ("train", "test")
+    }
+    assert not used["train"] & used["test"]
+    assert sum(row["split"] == "test" and row["answerable"] for row in rows) >= 200
+    for row in rows:
+        said = " ".join(e["text"] + " " + e["source"].replace("-", " ") for e in row.get("evidence", [])).casefold()
+        assert row["type"] in ("numeric", "unanswerable") or row["answer"].casefold() in said

@@ -3,16 +3,18 @@
 import json
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 from smolagents import ChatMessage, FinalAnswerTool, MessageRole, Tool
 
-from kit.config import KitError
+from kit.config import PROFILES, KitError
 from kit.llm import (
     Cancelled,
     ContextOverflow,
     OllamaModel,
     OpenAIModel,
+    chat_model,
     native_message,
     read_json,
     split_thoughts,
@@ -183,6 +185,34 @@ def test_the_openai_client_gives_tool_messages_the_ids_that_the_protocol_asks_fo
     call, result = server.requests[0]["messages"]
     assert call["tool_calls"][0]["id"] == result["tool_call_id"]
     assert json.loads(call["tool_calls"][0]["function"]["arguments"]) == {"q": 1}
+
+
+OK = {"sse": [{"choices": [{"index": 0, "delta": {"content": "ok"}, "finish_reason": "stop"}]}]}
+
+
+@pytest.mark.parametrize(
+    ("provider", "below", "path", "header"),
+    [
+        ("openai", "/v1", "/v1/chat/completions", ("Authorization", "Bearer secret")),
+        ("huggingface", "/v1", "/v1/chat/completions", ("Authorization", "Bearer secret")),
+        ("azure", "", "/openai/deployments/my-gpt/chat/completions?api-version=2024-10-21", ("api-key", "secret")),
+    ],
+)
+def test_each_provider_is_asked_in_its_own_form(scripted, monkeypatch, provider, below, path, header):
+    server = scripted(OK)
+    monkeypatch.setenv("MY_KEY", "secret")
+    profile = replace(PROFILES["ci"], provider=provider, primary="my-gpt", base_url=server.url + below)
+    profile = replace(profile, api_key_env="MY_KEY", api_version="2024-10-21" if provider == "azure" else "")
+    assert chat_model(profile, "primary").complete([{"role": "user", "content": "q"}]).text == "ok"
+    asked, headers = server.heads[0]
+    assert (asked, headers[header[0]]) == (path, header[1]) and server.requests[0]["model"] == "my-gpt"
+
+
+def test_a_provider_without_its_address_or_version_is_refused():
+    for provider, base_url, missing in (("openai", "", "base_url"), ("azure", "http://here.test", "api_version")):
+        profile = replace(PROFILES["ci"], provider=provider, base_url=base_url)
+        with pytest.raises(KitError, match=f"provider {provider} and no {missing}"):
+            chat_model(profile, "primary")
 
 
 def test_thoughts_in_the_text_are_split_off():

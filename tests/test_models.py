@@ -180,7 +180,9 @@ def test_another_provider_needs_the_embedding_model_only(tmp_path):
     assert done["models"] == [
         {"role": "embedding", "name": "all-MiniLM-L6-v2", "num_ctx": None, "digest": None, "source": "disk"}
     ]
-    assert models.describe(profile, "") == ["primary: gpt by openai", "reasoner: o1 by openai"]
+    primary, reasoner, limits = models.describe(profile, "")
+    assert primary.startswith("primary: gpt by openai") and reasoner.startswith("reasoner: o1 by openai")
+    assert "window" in limits and "schema" in limits
 
 
 # --- models in Ollama
