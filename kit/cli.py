@@ -28,6 +28,7 @@ QUERIES = {  # what `kit query` asks: its argument, and what it is
     "history": ("ID", "The questions and answers of a conversation."),
     "clear": ("ID", "Forget a conversation."),
 }
+KINDS = ("plain", "hesitant", "misleading", "comparison", "out_of_scope")  # kit.distill.KINDS
 ASK_MODES = ("closed", "rag", "reasoner", "agentic")  # kit.agent.MODES, which takes seconds to import
 # Questions to click on the web page, each shown where its source is in the index.
 DEMO = {
@@ -196,6 +197,51 @@ def _query(args, profile) -> int:
     return 0
 
 
+def _distill(args, profile) -> int:
+    from kit import distill, engine, models
+    from kit.index import Embedder
+    from kit.llm import chat_model
+    from kit.reasoner import Reasoner
+
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(engine.running(profile)) if profile.provider == "ollama" else None
+        url = server.url if server else ""
+        for line in models.describe(profile, url):
+            _say(line)
+        if args.stage == "questions":
+            from kit.corpus import whole_documents
+
+            known, failed = [row["question"] for path in args.known for row in _questions(path)], []
+            result = distill.questions(
+                whole_documents(args.paths, failed),
+                chat_model(profile, "primary", url),
+                Embedder(profile.embedding_path).encode,
+                args.out,
+                args.count,
+                known,
+                args.kinds,
+                Path(args.templates) if args.templates else distill.TEMPLATES,
+            )
+            for file in failed:
+                _say(f"left out: {file['file']}: {file['error']}")
+        else:
+            teacher = Reasoner(chat_model(profile, "reasoner", url), profile.thinking_tokens, profile.answer_tokens)
+            asked = [row for row in _questions(args.questions) if not row.get("rejected")]
+            k = args.k or profile.k
+            result = distill.traces(asked, _retriever(args, profile), teacher, k, args.out, args.tries)
+    _print(args, result | {"stand_in_teacher": profile.stand_in}, _distill_text)
+    return 0
+
+
+def _questions(path: str) -> list[dict]:
+    from kit import evaluation
+
+    rows, left_out = evaluation.read_questions(path)
+    for line in left_out:
+        _say(line["error"])
+    return rows
+
+
 def _written(kind: str, data: dict) -> None:
     """What a service does and writes, for somebody who watches."""
     if sys.stderr.isatty():
@@ -339,6 +385,14 @@ def _evaluate_text(result: dict) -> str:
     return "\n".join([*table, "", *tests, "", f"retrieval: {found}", *result["plots"], *played])
 
 
+def _distill_text(result: dict) -> str:
+    kinds = ", ".join(f"{kind} {n}" for kind, n in result["by_type"].items())
+    lines = [f"{result['accepted']} accepted ({kinds})"]
+    lines += [f"rejected, {reason}: {n}" for reason, n in result["rejected"].items()]
+    played = ["The teacher is a stand-in: a small general model."] * result["stand_in_teacher"]
+    return "\n".join(lines + played)
+
+
 def _search_text(result: dict) -> str:
     from kit.retriever import cite
 
@@ -426,6 +480,35 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--modes", type=_modes, default="rag,agentic", metavar="A,B", help="default: rag,agentic")
     evaluate.add_argument("--out", required=True, metavar="DIR", help="folder for rows and plots")
     evaluate.add_argument("--limit", type=_positive, metavar="N", help="only the first N questions")
+    summary = "Make the data that a lean model is trained on; a stopped run goes on where it was."
+    stages = commands.add_parser("distill", help=summary, description=summary).add_subparsers(
+        dest="stage", required=True, metavar="STAGE"
+    )
+    asking = stages.add_parser(
+        "questions",
+        parents=[common],
+        help="synthetic questions over documents",
+        description="Let the primary model ask questions about documents, and keep those that hold: a row for every "
+        "try, with the reason where it was rejected.",
+    )
+    asking.add_argument("paths", nargs="+", metavar="PATH", help="files or folders: those for training only")
+    asking.add_argument("--count", type=_positive, default=100, metavar="N", help="accepted questions (default: 100)")
+    asking.add_argument(
+        "--kinds", type=_kinds, default=",".join(KINDS), metavar="A,B", help=f"default: {', '.join(KINDS)}"
+    )
+    asking.add_argument("--known", action="append", default=[], metavar="FILE", help="test questions to keep away from")
+    asking.add_argument("--templates", metavar="DIR", help="your own texts (default: those in kit/templates)")
+    tracing = stages.add_parser(
+        "traces",
+        parents=[common, place, reading],
+        help="a teacher's reasoning over what is retrieved",
+        description="Let the reasoner answer questions from the passages that are retrieved, and keep what is right.",
+    )
+    tracing.add_argument("--questions", required=True, metavar="FILE", help="what `kit distill questions` wrote")
+    tracing.add_argument("--tries", type=_positive, default=2, metavar="N", help="for each question (default: 2)")
+    for stage in (asking, tracing):
+        stage.add_argument("--out", required=True, metavar="FILE", help="a .jsonl file to append rows to")
+        stage.set_defaults(run=_distill)
     serve = command(
         "serve",
         _serve,
@@ -463,6 +546,13 @@ def _positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value} is not positive")
     return value
+
+
+def _kinds(text: str) -> list[str]:
+    kinds = text.split(",")
+    if wrong := [kind for kind in kinds if kind not in KINDS]:
+        raise argparse.ArgumentTypeError(f"there is no kind {wrong[0]!r}; choose of {', '.join(KINDS)}")
+    return list(dict.fromkeys(kinds))
 
 
 def _modes(text: str) -> list[str]:

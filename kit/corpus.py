@@ -161,6 +161,22 @@ def read(file: Path, source: str, failed: list[dict] | None = None, pdf: PdfRead
         raise ReadError(f"{source} holds no text; remove it, or put a text into it.")
 
 
+def whole_documents(paths: Iterable[str | Path], failed: list[dict]) -> list[Document]:
+    """Every document at or beneath `paths` as one text, the pages of a PDF joined.
+
+    `failed` gets a `{file, error}` for what cannot be read. Raises what `find_files` raises.
+    """
+    texts: dict[str, list[str]] = {}
+    with PdfReader() as pdf:
+        for file, source in find_files(paths):
+            try:
+                for document in read(file, source, failed, pdf):
+                    texts.setdefault(document.source, []).append(document.text)
+            except ReadError as error:
+                failed.append({"file": source, "error": str(error)})
+    return [Document(source, "\n\n".join(pages)) for source, pages in texts.items()]
+
+
 def _check_size(file: Path, source: str, suffix: str) -> None:
     size = file.stat().st_size
     if size == 0:

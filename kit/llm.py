@@ -91,6 +91,7 @@ class ChatModel(smolagents.Model):
         self.max_tokens, self.seconds = max_tokens, seconds
         self.usage = Usage()
         self.on_text: OnText | None = None
+        self.seed = 0  # another one draws the words by chance, at a temperature of 0.7
         self.cancelled = threading.Event()  # while it is set, calls end before they begin
         self._running: Future | None = None
 
@@ -147,6 +148,9 @@ class ChatModel(smolagents.Model):
 
     async def _send(self, messages, schema, think, max_tokens, stop) -> Reply:
         raise NotImplementedError
+
+    def _chance(self) -> dict:
+        return {"temperature": 0.7 if self.seed else 0, "seed": self.seed}
 
     def _emit(self, kind: str, piece: str) -> None:
         if piece and self.on_text:
@@ -232,7 +236,7 @@ class OllamaModel(ChatModel):
             "stream": True,
             "truncate": False,
             "shift": False,
-            "options": {"temperature": 0, "seed": 0, "num_predict": max_tokens, **({"stop": stop} if stop else {})},
+            "options": {**self._chance(), "num_predict": max_tokens, **({"stop": stop} if stop else {})},
         }
         request |= {"format": schema} if schema else {}
         request |= {"think": think} if think is not None else {}
@@ -312,7 +316,7 @@ class OpenAIModel(ChatModel):
 
         history = [_with_call_ids(m, n) for n, m in enumerate(messages)]
         request = {"model": self.model_id, "messages": history, "max_tokens": max_tokens, "stream": True}
-        request |= {"temperature": 0, "seed": 0, "stream_options": {"include_usage": True}}
+        request |= {**self._chance(), "stream_options": {"include_usage": True}}
         request |= {"stop": stop} if stop else {}
         if schema:
             held = {"name": "reply", "schema": schema, "strict": True}

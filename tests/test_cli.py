@@ -38,6 +38,8 @@ def run(capsys, *argv: str) -> tuple[int, str, str]:
         ["search", "q", "--profile", "missing.toml"],
         ["evaluate", "--questions", "q.jsonl", "--out", "o", "--modes", "rag,magic"],
         ["serve", "everything"],
+        ["distill"],
+        ["distill", "questions", "p", "--out", "o", "--kinds", "odd"],
         ["query"],
         ["query", "history"],
     ],

@@ -25,6 +25,7 @@ ALLOWED = {
     "threads": set(),
     "client": {"config"},
     "service": {"agent", "config", "llm", "retriever", "threads"},
+    "distill": {"config", "corpus", "evaluation", "llm", "reasoner", "retriever"},
     "doctor": {"config", "engine", "models", "index"},
     "evaluation": {"config"},
 }

@@ -1,0 +1,250 @@
+"""Data for a lean model: synthetic questions over documents, and a teacher's reasoning over what is really retrieved.
+
+After Chan et al., Retrieval-Augmented Reasoning with Lean Language Models (arXiv 2508.11386). Each
+stage appends a row of JSON for every try, accepted or with the reason why it was `rejected`, so that a
+stopped run goes on where it was and what was thrown away can be counted. The templates of the
+questions are files beside this one.
+
+Not known here: which documents are for training; hand in those only.
+"""
+
+import json
+import random
+import re
+import tomllib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from kit import evaluation
+from kit.config import KitError
+from kit.corpus import Document, title
+from kit.llm import ChatModel, read_json
+from kit.reasoner import ANSWER, THINK, Reasoner, find_quote, prompt
+from kit.retriever import Hit, Retriever
+
+KINDS = ("plain", "hesitant", "misleading", "comparison", "out_of_scope")
+TEMPLATES = Path(__file__).parent / "templates"
+EXCERPT = 2500  # characters of a document that the model is shown
+LONGEST = {"question": 300, "reply": 80, "evidence": 250}  # characters
+ALIKE = 0.9  # cosine similarity from which two questions count as the same
+TRIES_A_QUESTION = 5  # on average, before a teacher is given up
+RIGHT = 0.6  # token F1 with the gold answer from which a trace is right
+Embed = Callable[[list[str]], np.ndarray]  # n texts into unit vectors of shape (n, d)
+
+_TEXT = {key: {"type": "string", "maxLength": length} for key, length in LONGEST.items()}
+# The evidence is written first and the answer last, in the alphabet's order as well as in the schema's.
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "evidence": {"type": "array", "maxItems": 2, "items": _TEXT["evidence"]},
+        "question": _TEXT["question"],
+        "reply": _TEXT["reply"],
+    },
+    "required": ["evidence", "question", "reply"],
+    "additionalProperties": False,
+}
+
+
+def questions(
+    documents: Sequence[Document],
+    model: ChatModel,
+    embed: Embed,
+    out: str | Path,
+    count: int,
+    known: Sequence[str] = (),
+    kinds: Sequence[str] = KINDS,
+    templates: Path = TEMPLATES,
+    seed: int = 0,
+) -> dict:
+    """Append questions about `documents`, whole texts, to `out` until `count` are accepted; returns the counts.
+
+    A question is not accepted where its evidence does not stand in the document, where the evidence
+    does not hold its answer, and where it is much like another one or one of `known`, the questions
+    of a test. Accepted rows are rows of a question file. Raises `KitError` for a model that gives
+    too few, for no documents, and what `model` raises.
+    """
+    if not documents:
+        raise KitError("There is no document to ask about; give files that hold text.")
+    texts = {kind: (templates / f"{kind}.txt").read_text(encoding="utf-8") for kind in kinds}
+    personas = tomllib.loads((templates / "personas.toml").read_text(encoding="utf-8"))["personas"]
+    near = embed([f"{title(d.source)}\n{d.text[:EXCERPT]}" for d in documents])
+    rows = read_rows(out)
+    accepted = [row for row in rows if not row["rejected"]]
+    asked = [*known, *(row["question"] for row in accepted)]
+    vectors = list(embed(asked)) if asked else []
+    with _appending(out, "questions", count, len(accepted)) as (write, bar):
+        for number in range(len(rows), TRIES_A_QUESTION * count):
+            if len(accepted) >= count:
+                break
+            chance = random.Random(f"{seed}-{number}")
+            kind = kinds[number % len(kinds)]
+            shown = _drawn(documents, near, 2 if kind == "comparison" else 1, chance)
+            said = _said(model, texts[kind], shown, chance.choice(personas))
+            row = _row(number, kind, said, shown)
+            vector = embed([row["question"]])[0]
+            row["rejected"] = _fault(row, shown) or ("alike" if _alike(vector, vectors) else "")
+            write(row)
+            if not row["rejected"]:
+                accepted.append(row)
+                vectors.append(vector)
+                bar.update()
+    if len(accepted) < count:
+        raise KitError(
+            f"{model.model_id} gave {len(accepted)} usable questions in {TRIES_A_QUESTION * count} tries, not {count}; "
+            f"see why in {out}, and use a stronger model, more documents, or a smaller --count."
+        )
+    return _counts(read_rows(out))
+
+
+def traces(
+    asked: Sequence[dict],
+    retriever: Retriever,
+    teacher: Reasoner,
+    k: int,
+    out: str | Path,
+    tries: int = 2,
+) -> dict:
+    """Append what `teacher` makes of the `k` passages that are retrieved for each question; returns the counts.
+
+    A trace is accepted where its answer is right against the gold and supported by a passage, or, for
+    a question without an answer, where the teacher finds none; and where its thoughts ended within
+    their budget. Otherwise it is tried again with another seed, `tries` times in all.
+    """
+    rows = read_rows(out)
+    done = Counter(row["id"] for row in rows)
+    finished = {row["id"] for row in rows if not row["rejected"]} | {id for id, n in done.items() if n >= tries}
+    with _appending(out, "traces", len(asked), len(finished)) as (write, bar):
+        for question in asked:
+            for number in range(done[question["id"]], tries if question["id"] not in finished else 0):
+                row = _trace(question, retriever.search(question["question"], k), teacher, number)
+                write(row)
+                if not row["rejected"]:
+                    break
+            if question["id"] not in finished:
+                bar.update()
+    return _counts(read_rows(out))
+
+
+def training_row(trace: dict) -> dict:
+    """`{prompt, completion}`, both lists of chat messages: what the reasoner is asked, and thoughts and answer.
+
+    The prompt is the one of `kit.reasoner`, so that training and answering cannot drift apart.
+    """
+    messages = prompt(trace["question"], [Hit(**hit) for hit in trace["hits"]], (), THINK)
+    said = f'{trace["thinking"]}\n\n{ANSWER}{trace["answer"]}"'
+    return {"prompt": messages, "completion": [{"role": "assistant", "content": said}]}
+
+
+def read_rows(path: str | Path) -> list[dict]:
+    """The whole rows of a file of JSON lines; a last line that a stop cut off is taken away."""
+    path = Path(path)
+    if not path.exists():
+        return []
+    text = path.read_text(encoding="utf-8")
+    whole = text[: text.rfind("\n") + 1]
+    if whole != text:
+        path.write_text(whole, encoding="utf-8")
+    return [json.loads(line) for line in whole.splitlines()]
+
+
+@contextmanager
+def _appending(out: str | Path, name: str, total: int, done: int) -> Iterator[tuple]:
+    """What appends a row to `out`, on the disk at once, and a progress bar with the time left."""
+    from tqdm import tqdm
+
+    Path(out).parent.mkdir(parents=True, exist_ok=True)
+    with Path(out).open("a", encoding="utf-8") as file, tqdm(total=total, initial=done, desc=name, disable=None) as bar:
+
+        def write(row: dict) -> None:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            file.flush()
+
+        yield write, bar
+
+
+def _drawn(documents: Sequence[Document], near: np.ndarray, count: int, chance: random.Random) -> list[Document]:
+    """A document by chance, and the one most like it where two are wanted."""
+    first = chance.randrange(len(documents))
+    order = np.argsort(-near @ near[first])
+    return [documents[i] for i in [first, *(int(i) for i in order if i != first)][:count]]
+
+
+def _said(model: ChatModel, template: str, shown: Sequence[Document], persona: str) -> dict:
+    texts = "\n\n".join(f"[{title(d.source)}]\n{d.text[:EXCERPT]}" for d in shown)
+    ask = template.format(documents=texts, persona=persona)
+    return read_json(model.complete([{"role": "user", "content": ask}], schema=SCHEMA).text)
+
+
+def _row(number: int, kind: str, said: dict, shown: Sequence[Document]) -> dict:
+    answerable = kind != "out_of_scope"
+    return {
+        "id": f"{kind}-{number:04d}",
+        "question": str(said.get("question", "")).strip(),
+        "answer": str(said.get("reply", "")).strip().strip('."') if answerable else "",
+        "aliases": [],
+        "sources": [{"source": document.source} for document in shown] if answerable else [],
+        "type": kind,
+        "answerable": answerable,
+        "evidence": [text for text in said.get("evidence", []) if isinstance(text, str)] if answerable else [],
+    }
+
+
+def _fault(row: dict, shown: Sequence[Document]) -> str:
+    """Why a question cannot be used, "" where it can."""
+    if len(row["question"]) < 15 or "?" not in row["question"]:
+        return "no question"
+    if re.search(r"\b(this|the) (document|passage|text|page)\b", row["question"], re.I):
+        return "speaks of the document"
+    if not row["answerable"]:
+        return ""
+    if not row["answer"]:
+        return "no answer"
+    if len(row["evidence"]) < len(shown):
+        return "no evidence"
+    if not all(any(find_quote(d.text, text) for d in shown) for text in row["evidence"]):
+        return "evidence is not in the document"
+    if row["type"] == "comparison":
+        names = [title(d.source).casefold() for d in shown]
+        return "" if any(row["answer"].casefold() in name for name in names) else "answer is neither of the two"
+    if not any(find_quote(text, row["answer"]) for text in row["evidence"]):
+        return "answer is not in the evidence"
+    return "answer is in the question" if find_quote(row["question"], row["answer"]) else ""
+
+
+def _alike(vector: np.ndarray, others: Iterable[np.ndarray]) -> bool:
+    return any(float(vector @ other) >= ALIKE for other in others)
+
+
+def _trace(question: dict, hits: Sequence[Hit], teacher: Reasoner, number: int) -> dict:
+    teacher.model.seed = number
+    verdict = teacher.judge(question["question"], hits)
+    row = {key: question[key] for key in ("id", "question", "type", "answerable")}
+    row |= {"gold": question["answer"], "try": number, "thinking": verdict.thinking, "answer": verdict.answer}
+    row |= {"hits": [asdict(hit) for hit in hits], "citations": [asdict(c) for c in verdict.citations]}
+    return row | {"rejected": _wrong(question, row, verdict.sufficient)}
+
+
+def _wrong(question: dict, row: dict, sufficient: bool) -> str:
+    """Why a trace cannot be used, "" where it can."""
+    if not row["thinking"].rstrip().endswith((".", "!", "?", '"', "”")):
+        return "thoughts are cut off"
+    if not question["answerable"]:
+        return "answers what the documents do not hold" if sufficient else ""
+    if not sufficient:
+        return "no supported answer"
+    right = evaluation.score(question, {"answer": row["answer"], "answered": True, "sources": []})
+    return "" if right["f1"] >= RIGHT else "wrong"
+
+
+def _counts(rows: Sequence[dict]) -> dict:
+    """How many rows were accepted, by type, and why the others were not."""
+    return {
+        "accepted": sum(not row["rejected"] for row in rows),
+        "by_type": dict(Counter(row["type"] for row in rows if not row["rejected"])),
+        "rejected": dict(Counter(row["rejected"] for row in rows if row["rejected"])),
+    }
