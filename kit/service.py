@@ -279,10 +279,12 @@ async def _ask(assistant: Assistant, asked: Asking, tell: Tell) -> Answer:
     work = asyncio.create_task(asyncio.to_thread(assistant.ask, asked.question, asked.mode, follow_up=True))
     try:
         return await asyncio.shield(work)
-    finally:
+    except asyncio.CancelledError:
         while not work.done():
             assistant.cancel()
             await asyncio.wait([work], timeout=0.1)
+        work.exception()  # that it was cancelled is no news
+        raise
 
 
 def run(app: FastAPI, host: str, port: int, say: Callable[[str], None]) -> None:
