@@ -87,7 +87,8 @@ def questions(
             said = _said(model, texts[kind], shown, chance.choice(personas))
             row = _row(number, kind, said, shown)
             vector = embed([row["question"]])[0]
-            row["rejected"] = _fault(row, shown) or ("alike" if _alike(vector, vectors) else "")
+            echo = "repeats the template" if find_quote(texts[kind], row["question"].rstrip("?")) else ""
+            row["rejected"] = echo or _fault(row, shown) or ("alike" if _alike(vector, vectors) else "")
             write(row)
             if not row["rejected"]:
                 accepted.append(row)

@@ -56,6 +56,7 @@ def test_a_question_is_kept_with_its_answer_and_source(tmp_path):
     [
         ({"question": "Beds"}, "no question"),
         ({"question": "How many beds are in this document?"}, "speaks of the document"),
+        ({"question": "the answer alone, as short as possible?"}, "repeats the template"),
         ({"reply": ""}, "no answer"),
         ({"evidence": []}, "no evidence"),
         ({"evidence": ["The Ostrel Hut has 99 beds."]}, "evidence is not in the document"),
