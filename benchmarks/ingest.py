@@ -5,7 +5,7 @@
 
 Parts: `pdf`, the collection of data/ (its reading apart, and the way of the original flow beside it);
 `jsonl`, 2,000 passages beside embedding the same texts and nothing else, then once more unchanged;
-`10000` and `100000`, so many chunks. Each runs in a process of its own, so that its peak memory is its
+`1000`, `10000` and `100000`, so many chunks. Each runs in a process of its own, so that its peak memory is its
 own, and leaves its figures in benchmarks/results/ingest/, where a stopped run goes on. Prints one JSON
 object. The passages are sentences of data/ in random order, each row with a number of its own.
 """
@@ -31,9 +31,8 @@ from kit.pdf import PdfReader
 
 DATA = Path(__file__).parent.parent / "data"
 RESULTS = Path(__file__).parent / "results" / "ingest"
-PARTS = ("pdf", "jsonl", "10000", "100000")
-PASSAGES, REPEATS = 2_000, 3
-SENTENCES = {"jsonl": 6, "10000": 1, "100000": 1}  # about 600 characters a row, or 100: one chunk
+PARTS = ("pdf", "jsonl", "1000", "10000", "100000")
+PASSAGES, SENTENCES, REPEATS = 2_000, 6, 3  # about 600 characters each
 
 
 def main() -> None:
@@ -102,7 +101,7 @@ def jsonl() -> dict:
     """2,000 passages: ingest and embedding alone in turn, the ratio of their medians; then nothing to do."""
     embedder, profile = _warm(), load_profile()
     with tempfile.TemporaryDirectory() as folder:
-        file = write_passages(Path(folder) / "passages.jsonl", PASSAGES, SENTENCES["jsonl"])
+        file = write_passages(Path(folder) / "passages.jsonl", PASSAGES, SENTENCES)
         documents = read(file, file.name)
         texts = [c.searched for c in split(documents, file, profile.chunk_size, profile.chunk_overlap)]
         alone, whole, again = [], [], []
@@ -129,7 +128,7 @@ def scale(count: int) -> dict:
     folder = RESULTS / f"index-{count}"
     embedder = _warm()
     before = _peak()
-    file = write_passages(RESULTS / f"{count}.jsonl", count, SENTENCES[str(count)])
+    file = write_passages(RESULTS / f"{count}.jsonl", count, 1)  # about 100 characters: one chunk
     with _index(folder, embedder) as index:
         result = index.ingest([file])
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

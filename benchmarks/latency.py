@@ -13,15 +13,11 @@ import statistics
 import time
 
 from machine import machine
-from quality import RESULTS, overhead_share, questions
+from quality import RESULTS, overhead_share, questions, warm_assistant
 
 from kit import evaluation
-from kit.agent import MODES, Assistant
+from kit.agent import MODES
 from kit.config import load_profile
-from kit.engine import running
-from kit.index import Embedder, Index
-from kit.llm import chat_model
-from kit.retriever import Retriever
 
 
 def main() -> None:
@@ -29,14 +25,9 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=10, help="the first N questions")
     asked = [row for row in questions("dev", None) if row["answerable"]][: parser.parse_args().limit]
     profile = load_profile()
-    with running(profile) as server:
-        models = [chat_model(profile, role, server.url) for role in ("primary", "reasoner")]
-        retriever = Retriever(Index.open(profile.index, Embedder(profile.embedding_path)))
-        assistant = Assistant(profile, *models, retriever)
-        retriever.search("warm", 1)
+    with warm_assistant(profile) as (assistant, _):
         first: list[float] = []
-        for model in models:
-            model.complete([{"role": "user", "content": "Hello"}], max_tokens=1)
+        for model in (assistant.primary, assistant.reasoner.model):
             model.on_text = lambda kind, piece: first.append(time.perf_counter())
 
         def answer(question: dict, mode: str) -> dict:

@@ -12,6 +12,8 @@ import argparse
 import hashlib
 import json
 import statistics
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from machine import machine
@@ -19,7 +21,7 @@ from original import Original
 
 from kit import agent, engine, evaluation, llm, reasoner, retriever
 from kit.agent import MODES, Assistant
-from kit.config import load_profile
+from kit.config import Profile, load_profile
 from kit.index import Embedder, Index
 from kit.llm import chat_model
 from kit.retriever import Retriever
@@ -54,16 +56,10 @@ def measured(asked: list[dict], modes: list[str], split: str) -> dict:
     """Answer, and return what `kit evaluate` prints, and how cleanly the agentic answers came."""
     profile = load_profile()
     out = RESULTS / f"quality-{split}"
-    with engine.running(profile) as server:
-        models = [chat_model(profile, role, server.url) for role in ("primary", "reasoner")]
-        passages = Retriever(Index.open(profile.index, Embedder(profile.embedding_path)))
-        assistant = Assistant(profile, *models, passages)
-        replies = _record(*models)
+    with warm_assistant(profile) as (assistant, server):
+        replies = _record(assistant.primary, assistant.reasoner.model)
         if "original" in modes:
             original = Original(profile, server.url, [str(ROOT / "data/collection")], profile.home / "index-original")
-        for model in models:  # warm: loads the models, and the embeddings
-            model.complete([{"role": "user", "content": "Hello"}], max_tokens=1)
-        passages.search("warm", 1)
 
         def answer(question: dict, mode: str) -> dict:
             if mode == "original":
@@ -74,10 +70,22 @@ def measured(asked: list[dict], modes: list[str], split: str) -> dict:
         settings = {"profile": profile.name, "k": profile.k, "chunk_size": profile.chunk_size, "kit": _answering()}
         rows = evaluation.run(asked, modes, answer, out, settings, lambda error: engine.revive(server, profile))
         result = evaluation.summarize(asked, rows)
-        result["retrieval"] = evaluation.retrieval(asked, passages.search, profile.k)
+        result["retrieval"] = evaluation.retrieval(asked, assistant.retriever.search, profile.k)
     evaluation.plot(result, out)
     agentic = [row for row in rows if row["mode"] == "agentic"]
     return {"stand_in_reasoner": profile.stand_in, "split": split, **_cleanness(agentic), **result}
+
+
+@contextmanager
+def warm_assistant(profile: Profile) -> Iterator[tuple[Assistant, engine.Engine]]:
+    """An assistant over the demo's index and its engine, models and embeddings loaded."""
+    with engine.running(profile) as server:
+        models = [chat_model(profile, role, server.url) for role in ("primary", "reasoner")]
+        assistant = Assistant(profile, *models, Retriever(Index.open(profile.index, Embedder(profile.embedding_path))))
+        for model in models:
+            model.complete([{"role": "user", "content": "Hello"}], max_tokens=1)
+        assistant.retriever.search("warm", 1)
+        yield assistant, server
 
 
 def _answering() -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import chromadb
 import numpy as np
-from ingest import RESULTS, write_passages
+from ingest import RESULTS
 from machine import machine
 
 from kit import evaluation
@@ -36,18 +36,10 @@ def main() -> None:
     queries = [row["question"] for row in rows if row["split"] == "test"][:limit]
     profile = load_profile()
     embedder = Embedder(profile.embedding_path)
-    if not (RESULTS / "100000.json").exists():
-        sys.exit("There is no index of 100,000 chunks yet; run `python benchmarks/ingest.py --parts 10000,100000`.")
-    _thousand(embedder, profile)
+    if missing := [str(size) for size in SIZES if not (RESULTS / f"{size}.json").exists()]:
+        sys.exit(f"There are not all indexes yet; run `python benchmarks/ingest.py --parts {','.join(missing)}`.")
     found = {str(size): measured(RESULTS / f"index-{size}", embedder, queries, profile.k) for size in SIZES}
     print(json.dumps({"machine": machine(), "queries": len(queries), "k": profile.k, **found}, indent=2))
-
-
-def _thousand(embedder: Embedder, profile) -> None:
-    folder = RESULTS / "index-1000"
-    shutil.rmtree(folder, ignore_errors=True)
-    with Index.create(folder, embedder, profile.chunk_size, profile.chunk_overlap) as index:
-        index.ingest([write_passages(RESULTS / "1000.jsonl", 1000, 1)])
 
 
 def measured(folder: Path, embedder: Embedder, queries: list[str], k: int) -> dict:

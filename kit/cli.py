@@ -197,49 +197,48 @@ def _query(args, profile) -> int:
     return 0
 
 
-def _distill(args, profile) -> int:
-    from kit import distill, engine, models
+def _distill_questions(args, profile) -> int:
+    from kit import distill
+    from kit.corpus import whole_documents
     from kit.index import Embedder
     from kit.llm import chat_model
-    from kit.reasoner import Reasoner
 
-    with contextlib.ExitStack() as stack:
-        server = stack.enter_context(engine.running(profile)) if profile.provider == "ollama" else None
-        url = server.url if server else ""
-        for line in models.describe(profile, url):
-            _say(line)
-        if args.stage == "questions":
-            from kit.corpus import whole_documents
-
-            known, failed = [row["question"] for path in args.known for row in _questions(path)], []
-            result = distill.questions(
-                whole_documents(args.paths, failed),
-                chat_model(profile, "primary", url),
-                Embedder(profile.embedding_path).encode,
-                args.out,
-                args.count,
-                known,
-                args.kinds,
-                Path(args.templates) if args.templates else distill.TEMPLATES,
-            )
-            for file in failed:
-                _say(f"left out: {file['file']}: {file['error']}")
-        else:
-            teacher = Reasoner(chat_model(profile, "reasoner", url), profile.thinking_tokens, profile.answer_tokens)
-            asked = [row for row in _questions(args.questions) if not row.get("rejected")]
-            k = args.k or profile.k
-            result = distill.traces(asked, _retriever(args, profile), teacher, k, args.out, args.tries)
+    failed: list[dict] = []
+    documents = whole_documents(args.paths, failed)
+    for file in failed:
+        _say(f"left out: {file['file']}: {file['error']}")
+    known = [row["question"] for path in args.known for row in _questions(path)[0]]
+    templates = Path(args.templates) if args.templates else distill.TEMPLATES
+    embed = Embedder(profile.embedding_path).encode
+    with _engine(profile) as (_, url):
+        model = chat_model(profile, "primary", url)
+        result = distill.questions(documents, model, embed, args.out, args.count, known, args.kinds, templates)
     _print(args, result | {"stand_in_teacher": profile.stand_in}, _distill_text)
     return 0
 
 
-def _questions(path: str) -> list[dict]:
+def _distill_traces(args, profile) -> int:
+    from kit import distill
+    from kit.llm import chat_model
+    from kit.reasoner import Reasoner
+
+    asked = [row for row in _questions(args.questions)[0] if not row.get("rejected")]
+    retriever = _retriever(args, profile)
+    with _engine(profile) as (_, url):
+        teacher = Reasoner(chat_model(profile, "reasoner", url), profile.thinking_tokens, profile.answer_tokens)
+        result = distill.traces(asked, retriever, teacher, args.k or profile.k, args.out, args.tries)
+    _print(args, result | {"stand_in_teacher": profile.stand_in}, _distill_text)
+    return 0
+
+
+def _questions(path: str) -> tuple[list[dict], list[dict]]:
+    """The rows of a question file, and the lines that are left out, which are said."""
     from kit import evaluation
 
     rows, left_out = evaluation.read_questions(path)
     for line in left_out:
         _say(line["error"])
-    return rows
+    return rows, left_out
 
 
 def _written(kind: str, data: dict) -> None:
@@ -251,10 +250,8 @@ def _written(kind: str, data: dict) -> None:
 def _evaluate(args, profile) -> int:
     from kit import engine, evaluation
 
-    questions, left_out = evaluation.read_questions(args.questions)
+    questions, left_out = _questions(args.questions)
     questions = questions[: args.limit]
-    for line in left_out:
-        _say(line["error"])
     settings = {"profile": profile.name, "primary": profile.model_name("primary")}
     settings |= {"reasoner": profile.model_name("reasoner"), "index": str(_folder(args, profile)), "k": profile.k}
     with _assistants(args, profile) as (new_assistant, server):
@@ -275,7 +272,6 @@ def _evaluate(args, profile) -> int:
 @contextlib.contextmanager
 def _assistants(args, profile):
     """What makes an assistant over the index, and the engine (None for another provider), running for the block."""
-    from kit import engine, models
     from kit.agent import Assistant
     from kit.llm import chat_model
 
@@ -283,10 +279,7 @@ def _assistants(args, profile):
     with contextlib.ExitStack() as stack:
         pool = stack.enter_context(ThreadPoolExecutor(1))
         loaded = pool.submit(retriever.index.embedder.load) if retriever else None  # while the engine loads its own
-        server = stack.enter_context(engine.running(profile)) if profile.provider == "ollama" else None
-        url = server.url if server else ""
-        for line in models.describe(profile, url):
-            _say(line)
+        server, url = stack.enter_context(_engine(profile))
         if loaded:
             loaded.result()  # before the first answer: on few cores the two would slow each other down
 
@@ -295,6 +288,18 @@ def _assistants(args, profile):
             return Assistant(profile, primary, reasoner, retriever, _event)
 
         yield new_assistant, server
+
+
+@contextlib.contextmanager
+def _engine(profile):
+    """The engine (None for another provider) and its address, running for the block; what runs is said."""
+    from kit import engine, models
+
+    with engine.running(profile) if profile.provider == "ollama" else contextlib.nullcontext() as server:
+        url = server.url if server else ""
+        for line in models.describe(profile, url):
+            _say(line)
+        yield server, url
 
 
 def _retriever(args, profile):
@@ -477,7 +482,13 @@ def _parser() -> argparse.ArgumentParser:
         "over the gold sources of each question, the ceiling of the weights.",
     )
     evaluate.add_argument("--questions", required=True, metavar="FILE", help="a .jsonl file of questions")
-    evaluate.add_argument("--modes", type=_modes, default="rag,agentic", metavar="A,B", help="default: rag,agentic")
+    evaluate.add_argument(
+        "--modes",
+        type=_several("mode", (*ASK_MODES, "gold")),
+        default="rag,agentic",
+        metavar="A,B",
+        help="default: rag,agentic",
+    )
     evaluate.add_argument("--out", required=True, metavar="DIR", help="folder for rows and plots")
     evaluate.add_argument("--limit", type=_positive, metavar="N", help="only the first N questions")
     summary = "Make the data that a lean model is trained on; a stopped run goes on where it was."
@@ -491,10 +502,15 @@ def _parser() -> argparse.ArgumentParser:
         description="Let the primary model ask questions about documents, and keep those that hold: a row for every "
         "try, with the reason where it was rejected.",
     )
+    asking.set_defaults(run=_distill_questions)
     asking.add_argument("paths", nargs="+", metavar="PATH", help="files or folders: those for training only")
     asking.add_argument("--count", type=_positive, default=100, metavar="N", help="accepted questions (default: 100)")
     asking.add_argument(
-        "--kinds", type=_kinds, default=",".join(KINDS), metavar="A,B", help=f"default: {', '.join(KINDS)}"
+        "--kinds",
+        type=_several("kind", KINDS),
+        default=",".join(KINDS),
+        metavar="A,B",
+        help=f"default: {', '.join(KINDS)}",
     )
     asking.add_argument("--known", action="append", default=[], metavar="FILE", help="test questions to keep away from")
     asking.add_argument("--templates", metavar="DIR", help="your own texts (default: those in kit/templates)")
@@ -504,11 +520,11 @@ def _parser() -> argparse.ArgumentParser:
         help="a teacher's reasoning over what is retrieved",
         description="Let the reasoner answer questions from the passages that are retrieved, and keep what is right.",
     )
+    tracing.set_defaults(run=_distill_traces)
     tracing.add_argument("--questions", required=True, metavar="FILE", help="what `kit distill questions` wrote")
     tracing.add_argument("--tries", type=_positive, default=2, metavar="N", help="for each question (default: 2)")
     for stage in (asking, tracing):
         stage.add_argument("--out", required=True, metavar="FILE", help="a .jsonl file to append rows to")
-        stage.set_defaults(run=_distill)
     serve = command(
         "serve",
         _serve,
@@ -548,15 +564,13 @@ def _positive(text: str) -> int:
     return value
 
 
-def _kinds(text: str) -> list[str]:
-    kinds = text.split(",")
-    if wrong := [kind for kind in kinds if kind not in KINDS]:
-        raise argparse.ArgumentTypeError(f"there is no kind {wrong[0]!r}; choose of {', '.join(KINDS)}")
-    return list(dict.fromkeys(kinds))
+def _several(noun: str, known: tuple[str, ...]):
+    """Reads names of `known` with commas between."""
 
+    def read(text: str) -> list[str]:
+        names = text.split(",")
+        if wrong := [name for name in names if name not in known]:
+            raise argparse.ArgumentTypeError(f"there is no {noun} {wrong[0]!r}; choose of {', '.join(known)}")
+        return list(dict.fromkeys(names))
 
-def _modes(text: str) -> list[str]:
-    modes, known = text.split(","), (*ASK_MODES, "gold")
-    if wrong := [mode for mode in modes if mode not in known]:
-        raise argparse.ArgumentTypeError(f"there is no mode {wrong[0]!r}; choose of {', '.join(known)}")
-    return list(dict.fromkeys(modes))
+    return read

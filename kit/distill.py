@@ -8,13 +8,11 @@ questions are files beside this one.
 Not known here: which documents are for training; hand in those only.
 """
 
-import json
 import random
 import re
 import tomllib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -73,33 +71,33 @@ def questions(
     texts = {kind: (templates / f"{kind}.txt").read_text(encoding="utf-8") for kind in kinds}
     personas = tomllib.loads((templates / "personas.toml").read_text(encoding="utf-8"))["personas"]
     near = embed([f"{title(d.source)}\n{d.text[:EXCERPT]}" for d in documents])
-    rows = read_rows(out)
-    accepted = [row for row in rows if not row["rejected"]]
-    asked = [*known, *(row["question"] for row in accepted)]
-    vectors = list(embed(asked)) if asked else []
-    with _appending(out, "questions", count, len(accepted)) as (write, bar):
+    rows = evaluation.read_rows(out)
+    asked = [*known, *(row["question"] for row in rows if not row["rejected"])]
+    vectors, accepted = list(embed(asked)) if asked else [], len(asked) - len(known)
+    with evaluation.appending(out, "questions", count, accepted) as (write, bar):
         for number in range(len(rows), TRIES_A_QUESTION * count):
-            if len(accepted) >= count:
+            if accepted >= count:
                 break
             chance = random.Random(f"{seed}-{number}")
             kind = kinds[number % len(kinds)]
             shown = _drawn(documents, near, 2 if kind == "comparison" else 1, chance)
-            said = _said(model, texts[kind], shown, chance.choice(personas))
-            row = _row(number, kind, said, shown)
-            vector = embed([row["question"]])[0]
-            echo = "repeats the template" if find_quote(texts[kind], row["question"].rstrip("?")) else ""
-            row["rejected"] = echo or _fault(row, shown) or ("alike" if _alike(vector, vectors) else "")
+            row = _row(number, kind, _said(model, texts[kind], shown, chance.choice(personas)), shown)
+            row["rejected"] = _fault(row, shown, texts[kind])
+            if not row["rejected"]:
+                vector = embed([row["question"]])[0]
+                row["rejected"] = "alike" if any(float(vector @ other) >= ALIKE for other in vectors) else ""
+            rows.append(row)
             write(row)
             if not row["rejected"]:
-                accepted.append(row)
+                accepted += 1
                 vectors.append(vector)
                 bar.update()
-    if len(accepted) < count:
+    if accepted < count:
         raise KitError(
-            f"{model.model_id} gave {len(accepted)} usable questions in {TRIES_A_QUESTION * count} tries, not {count}; "
+            f"{model.model_id} gave {accepted} usable questions in {TRIES_A_QUESTION * count} tries, not {count}; "
             f"see why in {out}, and use a stronger model, more documents, or a smaller --count."
         )
-    return _counts(read_rows(out))
+    return _counts(rows)
 
 
 def traces(
@@ -116,19 +114,20 @@ def traces(
     a question without an answer, where the teacher finds none; and where its thoughts ended within
     their budget. Otherwise it is tried again with another seed, `tries` times in all.
     """
-    rows = read_rows(out)
+    rows = evaluation.read_rows(out)
     done = Counter(row["id"] for row in rows)
     finished = {row["id"] for row in rows if not row["rejected"]} | {id for id, n in done.items() if n >= tries}
-    with _appending(out, "traces", len(asked), len(finished)) as (write, bar):
+    with evaluation.appending(out, "traces", len(asked), len(finished)) as (write, bar):
         for question in asked:
             for number in range(done[question["id"]], tries if question["id"] not in finished else 0):
                 row = _trace(question, retriever.search(question["question"], k), teacher, number)
+                rows.append(row)
                 write(row)
                 if not row["rejected"]:
                     break
             if question["id"] not in finished:
                 bar.update()
-    return _counts(read_rows(out))
+    return _counts(rows)
 
 
 def training_row(trace: dict) -> dict:
@@ -139,33 +138,6 @@ def training_row(trace: dict) -> dict:
     messages = prompt(trace["question"], [Hit(**hit) for hit in trace["hits"]], (), THINK)
     said = f'{trace["thinking"]}\n\n{ANSWER}{trace["answer"]}"'
     return {"prompt": messages, "completion": [{"role": "assistant", "content": said}]}
-
-
-def read_rows(path: str | Path) -> list[dict]:
-    """The whole rows of a file of JSON lines; a last line that a stop cut off is taken away."""
-    path = Path(path)
-    if not path.exists():
-        return []
-    text = path.read_text(encoding="utf-8")
-    whole = text[: text.rfind("\n") + 1]
-    if whole != text:
-        path.write_text(whole, encoding="utf-8")
-    return [json.loads(line) for line in whole.splitlines()]
-
-
-@contextmanager
-def _appending(out: str | Path, name: str, total: int, done: int) -> Iterator[tuple]:
-    """What appends a row to `out`, on the disk at once, and a progress bar with the time left."""
-    from tqdm import tqdm
-
-    Path(out).parent.mkdir(parents=True, exist_ok=True)
-    with Path(out).open("a", encoding="utf-8") as file, tqdm(total=total, initial=done, desc=name, disable=None) as bar:
-
-        def write(row: dict) -> None:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
-            file.flush()
-
-        yield write, bar
 
 
 def _drawn(documents: Sequence[Document], near: np.ndarray, count: int, chance: random.Random) -> list[Document]:
@@ -195,8 +167,10 @@ def _row(number: int, kind: str, said: dict, shown: Sequence[Document]) -> dict:
     }
 
 
-def _fault(row: dict, shown: Sequence[Document]) -> str:
+def _fault(row: dict, shown: Sequence[Document], template: str) -> str:
     """Why a question cannot be used, "" where it can."""
+    if find_quote(template, row["question"].rstrip("?")):
+        return "repeats the template"
     if len(row["question"]) < 15 or "?" not in row["question"]:
         return "no question"
     if re.search(r"\b(this|the) (document|passage|text|page)\b", row["question"], re.I):
@@ -215,10 +189,6 @@ def _fault(row: dict, shown: Sequence[Document]) -> str:
     if not any(find_quote(text, row["answer"]) for text in row["evidence"]):
         return "answer is not in the evidence"
     return "answer is in the question" if find_quote(row["question"], row["answer"]) else ""
-
-
-def _alike(vector: np.ndarray, others: Iterable[np.ndarray]) -> bool:
-    return any(float(vector @ other) >= ALIKE for other in others)
 
 
 def _trace(question: dict, hits: Sequence[Hit], teacher: Reasoner, number: int) -> dict:

@@ -11,7 +11,8 @@ Not known here: models, indexes, and whether an answer that is worded differentl
 import itertools
 import json
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -87,32 +88,44 @@ def run(
     """
     out = Path(out)
     _same_settings(out, settings)
-    path = out / ROWS
-    rows = [json.loads(line) for line in _whole_lines(path)]
-    known = {(row["id"], row["question"], row["mode"]): row for row in rows}
+    known = {(row["id"], row["question"], row["mode"]): row for row in read_rows(out / ROWS)}
     wanted = [(question["id"], question["question"], mode) for question in questions for mode in modes]
     asked = {question["id"]: question for question in questions}
     todo = [key for key in wanted if key not in known]
-    done = len(wanted) - len(todo)
-    with path.open("a", encoding="utf-8") as file, tqdm(total=len(wanted), initial=done, disable=None) as bar:
+    with appending(out / ROWS, "", len(wanted), len(wanted) - len(todo)) as (write, bar):
         for key in todo:
             id, text, mode = key
             known[key] = {"id": id, "question": text, "mode": mode, **_answered(asked[id], mode, answer, recover)}
-            file.write(json.dumps(known[key], ensure_ascii=False) + "\n")
-            file.flush()
+            write(known[key])
             bar.update()
     return [known[key] for key in wanted]
 
 
-def _whole_lines(path: Path) -> list[str]:
+def read_rows(path: str | Path) -> list[dict]:
     """The rows that an earlier run wrote to their end; a half line of a killed run is cut off."""
+    path = Path(path)
     if not path.exists():
         return []
     text = path.read_text(encoding="utf-8")
     whole = text[: text.rfind("\n") + 1]
     if whole != text:
         path.write_text(whole, encoding="utf-8")
-    return whole.splitlines()
+    return [json.loads(line) for line in whole.splitlines()]
+
+
+@contextmanager
+def appending(path: str | Path, name: str, total: int, done: int) -> Iterator[tuple]:
+    """What appends a row to `path`, at once, and a progress bar with the time left."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    bar = tqdm(total=total, initial=done, desc=name or None, disable=None)
+    with path.open("a", encoding="utf-8") as file, bar:
+
+        def write(row: dict) -> None:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            file.flush()
+
+        yield write, bar
 
 
 def _same_settings(out: Path, settings: dict) -> None:

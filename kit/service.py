@@ -44,7 +44,8 @@ TOO_LATE = f"There was no answer within {SECONDS:.0f} s."
 Tell = Callable[[str, dict], None]  # called with the kind of event and its data
 
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=LONGEST_QUESTION)]
-ThreadId = Annotated[str, Path(pattern="^[0-9a-f]{32}$", examples=["5f0c2c1f0ad94f62a4f3d0a1c2b3d4e5"])]
+THREAD = "^[0-9a-f]{32}$"
+ThreadId = Annotated[str, Path(pattern=THREAD, examples=["5f0c2c1f0ad94f62a4f3d0a1c2b3d4e5"])]
 
 
 class Searching(BaseModel):
@@ -64,7 +65,7 @@ class Asking(BaseModel):
     """A question; with a `thread` it is a turn of that conversation, and kept there."""
 
     question: Text = Field(examples=["Who freed Solveig from the net?"])
-    thread: str | None = Field(None, pattern="^[0-9a-f]{32}$")
+    thread: str | None = Field(None, pattern=THREAD)
     mode: Literal[MODES] = "agentic"
 
 
@@ -158,12 +159,12 @@ def rag(
     def known(asked: Asking, who: str = owner) -> Asking:
         """The question, where its thread is there."""
         if asked.thread:
-            threads.turns(who, asked.thread)
+            threads.check(who, asked.thread)
         return asked
 
     def told(asked: Asking, who: str) -> Assistant:
         assistant = new_assistant()
-        for turn in threads.turns(who, asked.thread)[-KEPT_TURNS:] if asked.thread else ():
+        for turn in threads.turns(who, asked.thread, KEPT_TURNS) if asked.thread else ():
             assistant.remember(turn["question"], turn["answer"])
         return assistant
 
@@ -212,8 +213,7 @@ def rag(
     @app.post("/threads", status_code=201)
     def new_thread(who: str = owner) -> Thread:
         """Begin a conversation."""
-        id = threads.new(who)
-        return next(Thread(**thread) for thread in threads.of(who) if thread["id"] == id)
+        return Thread(**threads.new(who))
 
     @app.get("/threads")
     def list_threads(who: str = owner) -> list[Thread]:
@@ -319,7 +319,7 @@ def _app(name: str, tokens: Sequence[str], missing: Callable[[], str] = lambda: 
         telemetry={"auto_configure": False},
     )
     if not tokens:  # then it is this machine's alone, and no page of the web may reach it by another name
-        app.add_middleware(TrustedHostMiddleware, allowed_hosts=[*LOOPBACK, "testserver"])
+        app.add_middleware(TrustedHostMiddleware, allowed_hosts=LOOPBACK)
 
     @app.get("/health")
     def health() -> dict[str, str]:

@@ -34,12 +34,12 @@ class Threads:
             db.execute("pragma journal_mode = wal")
             db.executescript(TABLES)
 
-    def new(self, owner: str) -> str:
-        """The id of a new thread: 32 random hex digits."""
-        id = uuid.uuid4().hex
+    def new(self, owner: str) -> dict:
+        """A new thread, as `of` lists it; its id is 32 random hex digits."""
+        id, created = uuid.uuid4().hex, time.time()
         with closing(self._open()) as db, db:
-            db.execute("insert into threads values (?, ?, ?)", (id, owner, time.time()))
-        return id
+            db.execute("insert into threads values (?, ?, ?)", (id, owner, created))
+        return {"id": id, "created": created, "turns": 0, "title": None}
 
     def of(self, owner: str) -> list[dict]:
         """`{id, created, turns, title}` of the owner's threads, the latest first; the title is the first question."""
@@ -52,17 +52,22 @@ class Threads:
             rows = db.execute(select, (owner,)).fetchall()
         return [dict(zip(("id", "created", "turns", "title"), row, strict=True)) for row in rows]
 
-    def turns(self, owner: str, id: str) -> list[dict]:
-        """`{question, answer, created}` of a thread, the oldest first; `answer` is what `add` was given.
+    def check(self, owner: str, id: str) -> None:
+        """Raises `NoSuchThread` where the owner has none of this id."""
+        with closing(self._open()) as db:
+            self._own(db, owner, id)
 
-        Raises `NoSuchThread`, as `add` and `delete` do.
+    def turns(self, owner: str, id: str, last: int = -1) -> list[dict]:
+        """`{question, answer, created}` of the `last` turns (-1: all), the oldest first.
+
+        `answer` is what `add` was given. Raises `NoSuchThread`, as `add` and `delete` do.
         """
         with closing(self._open()) as db:
             self._own(db, owner, id)
-            select = "select question, answer, created from turns where thread = ? order by number"
-            rows = db.execute(select, (id,)).fetchall()
+            select = "select question, answer, created from turns where thread = ? order by number desc limit ?"
+            rows = db.execute(select, (id, last)).fetchall()
         return [
-            {"question": question, "answer": json.loads(answer), "created": made} for question, answer, made in rows
+            {"question": asked, "answer": json.loads(answer), "created": made} for asked, answer, made in rows[::-1]
         ]
 
     def add(self, owner: str, id: str, question: str, answer: dict) -> None:

@@ -13,7 +13,7 @@ import pytest
 import uvicorn
 from conftest import FakeEmbedder
 from fakes import FakeChat, FakeRetriever, Typing, call, found, hit
-from fastapi.testclient import TestClient
+from fastapi import testclient
 
 from kit import service
 from kit.agent import Assistant
@@ -54,6 +54,11 @@ class Desk:
         reasoner = self.reasoner or Typing("The passage states it.", *found("48,000", PASSAGE))
         self.made.append(Assistant(PROFILES["ci"], primary, reasoner, FakeRetriever([hit("a", PASSAGE)])))
         return self.made[-1]
+
+
+def TestClient(app, **more) -> testclient.TestClient:
+    """A client that asks by an address of this machine."""
+    return testclient.TestClient(app, base_url="http://127.0.0.1", **more)
 
 
 @pytest.fixture

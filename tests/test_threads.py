@@ -14,7 +14,7 @@ WRITER = """
 import sys
 from kit.threads import Threads
 threads = Threads(sys.argv[1])
-id = threads.new("")
+id = threads.new("")["id"]
 print(id, flush=True)
 for number in range(100_000):
     threads.add("", id, f"question {number}", {"answer": "x" * 2000})
@@ -28,7 +28,7 @@ def threads(tmp_path) -> Threads:
 
 
 def test_turns_are_kept_in_order_and_survive_a_restart(tmp_path, threads):
-    id = threads.new("ann")
+    id = threads.new("ann")["id"]
     threads.add("ann", id, "Who?", {"answer": "Mattias Öberg"})
     threads.add("ann", id, "When?", {"answer": "2022"})
     again = Threads(tmp_path / "threads.sqlite")
@@ -39,7 +39,7 @@ def test_turns_are_kept_in_order_and_survive_a_restart(tmp_path, threads):
 
 
 def test_the_thread_of_another_is_not_there(threads):
-    id = threads.new("ann")
+    id = threads.new("ann")["id"]
     for call in (threads.turns, threads.delete, lambda owner, id: threads.add(owner, id, "?", {})):
         with pytest.raises(NoSuchThread):
             call("bob", id)
@@ -47,7 +47,7 @@ def test_the_thread_of_another_is_not_there(threads):
 
 
 def test_what_is_forgotten_is_gone(threads):
-    id = threads.new("ann")
+    id = threads.new("ann")["id"]
     threads.add("ann", id, "Who?", {})
     threads.delete("ann", id)
     assert threads.of("ann") == []
