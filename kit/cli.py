@@ -55,6 +55,9 @@ def main(argv: list[str] | None = None) -> None:
     logging.basicConfig(level=logging.DEBUG if args.debug else logging.ERROR, stream=sys.stderr)
     if not args.debug:
         warnings.simplefilter("ignore")
+    # Chroma imports jsonschema, and that compiles this package's grammar of web addresses, which is not used
+    # here: 2 to 5 s for every command. JupyterLab brings the package, and jsonschema does without it.
+    sys.modules.setdefault("rfc3987_syntax", None)
     try:
         status = args.run(args, _profile(args))
     except KitError as error:

@@ -11,6 +11,7 @@ from kit.agent import Assistant
 from kit.config import PROFILES, KitError
 from kit.web import Visit, page, serve
 
+PATIENCE = 90_000  # milliseconds; a busy machine of two cores took more than 15 s for an answer that streams
 TRAP = 'The rent is <img src="http://elsewhere.test/a.png"> **48,000** [euros](http://elsewhere.test) a year.'
 
 
@@ -31,6 +32,7 @@ class Place:
     def open(self):
         """A page in a browser that knows nothing of the others."""
         opened = self.browser.new_context().new_page()
+        opened.set_default_timeout(PATIENCE)
         opened.on("request", lambda request: self.addresses.append(request.url))
         opened.goto(self.url)
         opened.get_by_role("button", name="Ask", exact=True).wait_for()
@@ -53,8 +55,8 @@ def ask(opened, question: str) -> None:
     opened.get_by_placeholder("Your question").press("Enter")
 
 
-def says(opened, text: str, seconds: float = 15) -> None:
-    opened.get_by_text(text, exact=True).first.wait_for(timeout=1000 * seconds)
+def says(opened, text: str) -> None:
+    opened.get_by_text(text, exact=True).first.wait_for()
 
 
 @in_a_browser
@@ -62,7 +64,7 @@ def test_an_answer_streams_and_its_sources_open(place):
     place.thoughts = "The first sentence of the passage states the rent." + " It does." * 30
     opened = place.open()
     opened.get_by_role("button", name="What is the rent?").click()
-    expect(opened.get_by_placeholder("Your question")).to_have_value("What is the rent?")
+    expect(opened.get_by_placeholder("Your question")).to_have_value("What is the rent?", timeout=PATIENCE)
     opened.get_by_role("button", name="Ask", exact=True).click()
     opened.get_by_text(re.compile("… The first sentence")).wait_for()  # what is written shows while it is written
     says(opened, "48,000")
@@ -82,7 +84,7 @@ def test_an_answer_is_stopped_and_the_next_is_made(place):
     opened.get_by_text(re.compile("… word word")).wait_for()
     opened.get_by_role("button", name="Stop").click()
     says(opened, "Stopped.")
-    expect(opened.get_by_role("button", name="Ask", exact=True)).to_be_enabled(timeout=15000)
+    expect(opened.get_by_role("button", name="Ask", exact=True)).to_be_enabled(timeout=PATIENCE)
     place.assistants[0].reasoner.model.replies = ["Short.", *found("48,000", "48,000 euros")]
     ask(opened, "A short one?")
     says(opened, "48,000")
@@ -130,7 +132,7 @@ def test_twenty_questions_at_once_are_all_answered(place):
     for number, one in enumerate(opened):
         ask(one, f"Question {number}?")
     for one in opened:
-        says(one, "48,000", 60)
+        says(one, "48,000")
     asked = [assistant.primary.asked for assistant in place.assistants]
     assert len(asked) == 20 and all(len(requests) == 1 for requests in asked)
 
