@@ -12,7 +12,7 @@ import sys
 import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from kit import __version__
@@ -36,6 +36,7 @@ DEMO = {
     "What is the daily meal allowance under version 3 of the travel expense policy?": "travel-expense-policy-v3.pdf",
     "Who chairs the board?": "board-minutes-2024-03-21.pdf",
 }
+RECIPE = ("epochs", "learning_rate", "block", "batch", "steps", "device")  # of kit.finetune.Recipe
 EXAMPLES = """\
 a first session:
   kit setup                              install the engine and the models (once, some minutes)
@@ -234,6 +235,27 @@ def _distill_traces(args, profile) -> int:
     return 0
 
 
+def _finetune(args, profile) -> int:
+    from kit import distill, engine, evaluation, finetune
+    from kit.index import Embedder
+
+    recipe = finetune.STUDY if args.full else finetune.Recipe()
+    changed = {name: value for name in RECIPE if (value := getattr(args, name)) is not None}
+    known = [row["question"] for path in args.known for row in _questions(path)[0]]
+    if not Path(args.traces).is_file():
+        raise KitError(f"There is no file {args.traces}; make one with `kit distill traces`.")
+    accepted = [row for row in evaluation.read_rows(args.traces) if not row["rejected"]]
+    kept = distill.apart(accepted, known, Embedder(profile.embedding_path).encode)
+    rows = [distill.training_row(row) for row in kept]
+    result = finetune.train(rows, args.base or finetune.BASE, profile.home, args.out, replace(recipe, **changed))
+    result |= {"leaked": len(accepted) - len(kept), "profile": None}
+    if profile.provider == "ollama":
+        with engine.running(profile) as server:
+            result["profile"] = str(finetune.into_ollama(args.out, args.name, profile, server.url))
+    _print(args, result, _finetune_text)
+    return 0
+
+
 def _questions(path: str) -> tuple[list[dict], list[dict]]:
     """The rows of a question file, and the lines that are left out, which are said."""
     from kit import evaluation
@@ -393,6 +415,18 @@ def _evaluate_text(result: dict) -> str:
     return "\n".join([*table, "", *tests, "", f"retrieval: {found}", *result["plots"], *played])
 
 
+def _finetune_text(result: dict) -> str:
+    loss = result["loss"]
+    lines = [
+        f"{result['rows']} rows, {result['too_long']} too long, {result['leaked']} too much like a test question",
+        f"{result['steps']} steps in {result['seconds']:.0f} s"
+        + (f", loss {loss['first']:.3f} to {loss['last']:.3f}" if loss else ""),
+    ]
+    if result["profile"]:
+        lines.append(f"now: kit setup --profile {result['profile']}; kit ask --profile {result['profile']} QUESTION")
+    return "\n".join(lines)
+
+
 def _distill_text(result: dict) -> str:
     kinds = ", ".join(f"{kind} {n}" for kind, n in result["by_type"].items())
     lines = [f"{result['accepted']} accepted ({kinds})"]
@@ -528,6 +562,31 @@ def _parser() -> argparse.ArgumentParser:
     tracing.add_argument("--tries", type=_positive, default=2, metavar="N", help="for each question (default: 2)")
     for stage in (asking, tracing):
         stage.add_argument("--out", required=True, metavar="FILE", help="a .jsonl file to append rows to")
+    tuning = command(
+        "finetune",
+        _finetune,
+        "Train a small model on a teacher's traces, and hand it to Ollama; a stopped run goes on where it was.",
+        epilog="By default a LoRA; --full trains all weights with the settings of arXiv 2508.11386, on several GPUs by "
+        "`accelerate launch` (see modelfiles/fsdp.yaml). OUT then holds the adapter, the merged model, checkpoints, "
+        "the loss, and a profile file with the lean model as the reasoner.",
+    )
+    tuning.add_argument("traces", metavar="TRACES", help="what `kit distill traces` wrote")
+    tuning.add_argument("--out", required=True, metavar="DIR", help="folder for checkpoints, plots and the model")
+    tuning.add_argument("--name", default="lean", metavar="NAME", help="of the new model (default: lean)")
+    tuning.add_argument(
+        "--base", metavar="ID", help="a Hugging Face id or folder (default: the Qwen2.5-Coder-0.5B here)"
+    )
+    tuning.add_argument("--known", action="append", default=[], metavar="FILE", help="test questions to keep away from")
+    tuning.add_argument("--full", action="store_true", help="all weights instead of a LoRA")
+    for name, metavar, kind, about in (
+        ("--epochs", "N", _above_zero, "times that every row is read (default: 2; with --full 5)"),
+        ("--learning-rate", "R", _above_zero, "default: 2e-4; with --full 1e-5"),
+        ("--block", "N", _positive, "tokens; a longer row is left out and counted (default: 2048; with --full 32768)"),
+        ("--batch", "N", _positive, "rows between two steps of the optimizer (default: 4; with --full 16)"),
+        ("--steps", "N", _positive, "at most so many steps"),
+    ):
+        tuning.add_argument(name, type=kind, metavar=metavar, help=about)
+    tuning.add_argument("--device", choices=("auto", "cpu", "cuda"), help="default: auto")
     serve = command(
         "serve",
         _serve,
@@ -563,6 +622,13 @@ def _parser() -> argparse.ArgumentParser:
 def _positive(text: str) -> int:
     value = int(text)
     if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not positive")
+    return value
+
+
+def _above_zero(text: str) -> float:
+    value = float(text)
+    if not value > 0:
         raise argparse.ArgumentTypeError(f"{value} is not positive")
     return value
 

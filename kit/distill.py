@@ -8,6 +8,7 @@ questions are files beside this one.
 Not known here: which documents are for training; hand in those only.
 """
 
+import json
 import random
 import re
 import tomllib
@@ -22,7 +23,7 @@ from kit import evaluation
 from kit.config import KitError
 from kit.corpus import Document, title
 from kit.llm import ChatModel, read_json
-from kit.reasoner import ANSWER, THINK, Reasoner, find_quote, prompt
+from kit.reasoner import ANSWER, THINK, VERDICT, Reasoner, find_quote, prompt, turn
 from kit.retriever import Hit, Retriever
 
 KINDS = ("plain", "hesitant", "misleading", "comparison", "out_of_scope")
@@ -57,7 +58,6 @@ def questions(
     known: Sequence[str] = (),
     kinds: Sequence[str] = KINDS,
     templates: Path = TEMPLATES,
-    seed: int = 0,
 ) -> dict:
     """Append questions about `documents`, whole texts, to `out` until `count` are accepted; returns the counts.
 
@@ -78,10 +78,9 @@ def questions(
         for number in range(len(rows), TRIES_A_QUESTION * count):
             if accepted >= count:
                 break
-            chance = random.Random(f"{seed}-{number}")
-            kind = kinds[number % len(kinds)]
-            shown = _drawn(documents, near, 2 if kind == "comparison" else 1, chance)
-            row = _row(number, kind, _said(model, texts[kind], shown, chance.choice(personas)), shown)
+            turn, place = divmod(number, len(kinds))  # all kinds about one document, which is then read only once
+            kind, shown = kinds[place], _drawn(documents, near, 2 if kinds[place] == "comparison" else 1, turn)
+            row = _row(number, kind, _said(model, texts[kind], shown, random.Random(number).choice(personas)), shown)
             row["rejected"] = _fault(row, shown, texts[kind])
             if not row["rejected"]:
                 vector = embed([row["question"]])[0]
@@ -130,19 +129,35 @@ def traces(
     return _counts(rows)
 
 
-def training_row(trace: dict) -> dict:
-    """`{prompt, completion}`, both lists of chat messages: what the reasoner is asked, and thoughts and answer.
+def apart(rows: Sequence[dict], known: Sequence[str], embed: Embed) -> list[dict]:
+    """The `rows` whose question is not much like one of `known`, the questions of a test: the others would leak."""
+    if not (rows and known):
+        return list(rows)
+    nearest = (embed([row["question"] for row in rows]) @ embed(list(known)).T).max(axis=1)
+    return [row for row, similarity in zip(rows, nearest, strict=True) if similarity < ALIKE]
 
-    The prompt is the one of `kit.reasoner`, so that training and answering cannot drift apart.
+
+def training_row(trace: dict) -> dict:
+    """`{prompt, completion}`, both lists of chat messages: what the reasoner is asked, and all that it says.
+
+    The completion holds thoughts and answer, the request for a verdict, and the verdict. All that is not the
+    teacher's own words comes from `kit.reasoner`, so training and answering cannot drift apart.
     """
     messages = prompt(trace["question"], [Hit(**hit) for hit in trace["hits"]], (), THINK)
-    said = f'{trace["thinking"]}\n\n{ANSWER}{trace["answer"]}"'
-    return {"prompt": messages, "completion": [{"role": "assistant", "content": said}]}
+    quotes = [citation["quote"] for citation in trace["citations"]]
+    verdict = {"words": quotes} if trace["answer"] else {"search": trace["better_query"], "words": []}
+    completion = [
+        turn(trace["thinking"], f'{ANSWER}{trace["answer"]}"', native=False),
+        {"role": "user", "content": VERDICT},
+        {"role": "assistant", "content": json.dumps(verdict, ensure_ascii=False)},
+    ]
+    return {"prompt": messages, "completion": completion}
 
 
-def _drawn(documents: Sequence[Document], near: np.ndarray, count: int, chance: random.Random) -> list[Document]:
-    """A document by chance, and the one most like it where two are wanted."""
-    first = chance.randrange(len(documents))
+def _drawn(documents: Sequence[Document], near: np.ndarray, count: int, turn: int) -> list[Document]:
+    """The document of this turn, and the one most like it where two are wanted; each has a turn before one has two."""
+    order = random.Random(turn // len(documents)).sample(range(len(documents)), len(documents))
+    first = order[turn % len(documents)]
     order = np.argsort(-near @ near[first])
     return [documents[i] for i in [first, *(int(i) for i in order if i != first)][:count]]
 
@@ -196,6 +211,7 @@ def _trace(question: dict, hits: Sequence[Hit], teacher: Reasoner, number: int) 
     verdict = teacher.judge(question["question"], hits)
     row = {key: question[key] for key in ("id", "question", "type", "answerable")}
     row |= {"gold": question["answer"], "try": number, "thinking": verdict.thinking, "answer": verdict.answer}
+    row |= {"better_query": verdict.better_query}
     row |= {"hits": [asdict(hit) for hit in hits], "citations": [asdict(c) for c in verdict.citations]}
     return row | {"rejected": _wrong(question, row, verdict.sufficient)}
 

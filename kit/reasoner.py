@@ -83,7 +83,7 @@ class Reasoner:
         messages = prompt(question, hits, notes, THINK)
         thinking = self._think(messages)
         answer = self._answer(messages, thinking)
-        messages += [_turn(thinking, f'{ANSWER}{answer}"', self.model.thinks), {"role": "user", "content": VERDICT}]
+        messages += [turn(thinking, f'{ANSWER}{answer}"', self.model.thinks), {"role": "user", "content": VERDICT}]
         said = self._held(messages, VERDICT_SCHEMA)
         verdict = self._verdict(answer, question, read_json(said), hits, thinking)
         if verdict.sufficient or verdict.better_query:
@@ -98,18 +98,17 @@ class Reasoner:
         return self.model.complete(messages, schema=schema, think=self._flag(False), max_tokens=self.answer_tokens).text
 
     def _think(self, messages: list[dict]) -> str:
-        # The closing tag ends the call: whatever would follow it is asked for in the verdict.
-        reply = self.model.complete(
-            messages, think=self._flag(True), max_tokens=self.thinking_tokens, stop=["</think>"]
-        )
+        # What follows the thoughts is asked for in calls of its own: a model that was trained to goes on by itself.
+        stop = ["</think>", ANSWER.rstrip(': "')]
+        reply = self.model.complete(messages, think=self._flag(True), max_tokens=self.thinking_tokens, stop=stop)
         return (reply.thinking or reply.text).strip()
 
     def _answer(self, messages: list[dict], thinking: str) -> str:
         # The turn is left open, so the model does not start anew but goes on from its thoughts. Servers that close
         # it (OpenAI's own, and vLLM unless told otherwise) let it begin a turn of its own.
-        turn = _turn(thinking, ANSWER, self.model.thinks)
+        opened = turn(thinking, ANSWER, self.model.thinks)
         stop = ["\n", '" ', '".']  # not the quote alone, with which a new turn may begin
-        reply = self.model.complete([*messages, turn], think=self._flag(True), max_tokens=RESULT_TOKENS, stop=stop)
+        reply = self.model.complete([*messages, opened], think=self._flag(True), max_tokens=RESULT_TOKENS, stop=stop)
         text = (reply.text or reply.thinking).strip().removeprefix(ANSWER).lstrip('"')
         return text.partition('"')[0].strip()
 
@@ -229,7 +228,8 @@ def _added(part: str, question: str) -> list[str]:
     return [" ".join(run).strip(MARKS) for run in runs if run] or [part.strip()]
 
 
-def _turn(thinking: str, text: str, native: bool) -> dict:
+def turn(thinking: str, text: str, native: bool) -> dict:
+    """An assistant's turn: its thoughts, apart from the text where the model has a place for them, and `text`."""
     if native:
         return {"role": "assistant", "content": text, "thinking": thinking}
     return {"role": "assistant", "content": f"{thinking}\n\n{text}"}

@@ -39,6 +39,8 @@ def run(capsys, *argv: str) -> tuple[int, str, str]:
         ["evaluate", "--questions", "q.jsonl", "--out", "o", "--modes", "rag,magic"],
         ["serve", "everything"],
         ["distill"],
+        ["finetune", "t", "--out", "o", "--epochs", "0"],
+        ["finetune", "t", "--out", "o", "--device", "tpu"],
         ["distill", "questions", "p", "--out", "o", "--kinds", "odd"],
         ["query"],
         ["query", "history"],

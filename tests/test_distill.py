@@ -56,7 +56,7 @@ def test_a_question_is_kept_with_its_answer_and_source(tmp_path):
     [
         ({"question": "Beds"}, "no question"),
         ({"question": "How many beds are in this document?"}, "speaks of the document"),
-        ({"question": "the answer alone, as short as possible?"}, "repeats the template"),
+        ({"question": "At what time does the Old Mill open in summer?"}, "repeats the template"),
         ({"reply": ""}, "no answer"),
         ({"evidence": []}, "no evidence"),
         ({"evidence": ["The Ostrel Hut has 99 beds."]}, "evidence is not in the document"),
@@ -167,6 +167,8 @@ def test_training_and_answering_share_one_prompt(tmp_path):
     assert row["prompt"] == model.asked[0]["messages"]
     opened = model.asked[1]["messages"][-1]["content"]
     assert row["completion"][0]["content"] == f'{opened}48,000"'
+    assert row["completion"][1] == model.asked[2]["messages"][-1]
+    assert json.loads(row["completion"][2]["content"]) == {"words": ["The rent is 48,000"]}
     assert prompt("Rent?", [], (), "")[0] == row["prompt"][0]
 
 

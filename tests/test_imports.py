@@ -26,6 +26,8 @@ ALLOWED = {
     "client": {"config"},
     "service": {"agent", "config", "llm", "retriever", "threads"},
     "distill": {"config", "corpus", "evaluation", "llm", "reasoner", "retriever"},
+    "finetune": {"config", "download", "engine", "models"},
+    "forcing": {"config"},
     "doctor": {"config", "engine", "models", "index"},
     "evaluation": {"config"},
 }
