@@ -31,7 +31,8 @@ check: $(VENV)/ready
 
 lab: $(VENV)/ready
 	$(BIN)/python -m ipykernel install --prefix $(VENV) --name agentic-rag-kit --display-name "Agentic RAG kit"
-	$(BIN)/jupyter lab --ServerApp.root_dir=notebooks
+	$(BIN)/jupyter lab --ServerApp.root_dir=notebooks --LabApp.news_url=None \
+		--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate
 
 notebooks: $(VENV)/ready
 	$(BIN)/kit setup

@@ -41,9 +41,9 @@ def main() -> None:
     print(json.dumps({"machine": machine(), **measured(asked, args.modes.split(","), args.split)}, indent=2))
 
 
-def questions(split: str, limit: int | None) -> list[dict]:
+def questions(split: str, limit: int | None, path: Path = ROOT / "data" / "questions.jsonl") -> list[dict]:
     """The questions of `split`, in turn of each type, so that a run that is stopped has seen all types alike."""
-    rows, _ = evaluation.read_questions(ROOT / "data" / "questions.jsonl")
+    rows, _ = evaluation.read_questions(path)
     kinds: dict[str, list[dict]] = {}
     for row in rows:
         if row["split"] == split:

@@ -327,5 +327,5 @@ def _outcome(answer: str, answered: bool = True, sources=(), steps=(), state: st
 
 
 def _step(query: str, hits: list[Hit], verdict: Verdict | None = None, seconds: float = 0.0) -> dict:
-    read = [{"id": h.id, "source": h.source, "page": h.page, "score": round(h.score, 4)} for h in hits]
+    read = [{"id": h.id, "source": h.source, "page": h.page, "score": round(h.score, 4), "text": h.text} for h in hits]
     return {"query": query, "read": read, "verdict": verdict and asdict(verdict), "seconds": round(seconds, 3)}

@@ -11,7 +11,11 @@ from kit.config import KitError
 from kit.llm import Cancelled
 from kit.retriever import cite
 
-HELP = "/sources the quotes behind the last answer · /steps what was done · /clear forget · /quit"
+SHOWN = ("answer", "sources", "context")  # how much is shown with an answer
+HELP = (
+    "/sources the quotes behind the last answer · /context the passages that were read · /steps what was done · "
+    "/history the conversation · /show answer, sources or context: what comes with every answer · /clear forget · /quit"
+)
 
 
 def terminal(assistant: Assistant, ask=input, out=sys.stdout) -> None:
@@ -20,7 +24,9 @@ def terminal(assistant: Assistant, ask=input, out=sys.stdout) -> None:
     `ask` reads a line (it raises `EOFError` at the end), `out` is written to. Ctrl-C stops a running
     answer and returns to the prompt.
     """
-    last: Answer | None = None
+    answers: list[tuple[str, Answer]] = []
+    of_last = {"/sources": format_sources, "/context": format_context, "/steps": format_steps}
+    show = SHOWN[0]
     print(HELP, file=out)
     while True:
         try:
@@ -31,18 +37,24 @@ def terminal(assistant: Assistant, ask=input, out=sys.stdout) -> None:
             return
         if line == "/clear":
             assistant.clear()
-            last = None
+            answers.clear()
             print("The conversation is forgotten.", file=out)
-        elif line in ("/sources", "/steps"):
-            show = format_sources if line == "/sources" else format_steps
-            print(show(last) if last else "There is no answer yet.", file=out)
+        elif line in of_last:
+            print(of_last[line](answers[-1][1]) if answers else "There is no answer yet.", file=out)
+        elif line == "/history":
+            print(
+                "\n".join(f"> {asked}\n{said.answer}" for asked, said in answers) or "Nothing was said yet.", file=out
+            )
+        elif line.startswith("/show ") and line[6:] in SHOWN:
+            show = line[6:]
+            print(f"With every answer: {show}.", file=out)
         elif line.startswith("/"):
             print(HELP, file=out)
-        elif line:
-            last = _answer(assistant, line, out) or last
+        elif line and (answer := _answer(assistant, line, show, out)):
+            answers.append((line, answer))
 
 
-def _answer(assistant: Assistant, question: str, out) -> Answer | None:
+def _answer(assistant: Assistant, question: str, show: str, out) -> Answer | None:
     try:
         answer = assistant.ask(question, follow_up=True)
     except KeyboardInterrupt:
@@ -51,8 +63,8 @@ def _answer(assistant: Assistant, question: str, out) -> Answer | None:
     except KitError as error:
         print(error, file=out)
         return None
-    print(answer.answer, file=out)
-    print(format_cost(answer), file=out)
+    parts = [answer.answer, _beside(answer, show), format_cost(answer)]
+    print("\n".join(part for part in parts if part), file=out)
     return answer
 
 
@@ -125,7 +137,8 @@ class Panel:
         self.ask_button.on_click(lambda _: self._submit())
         self.stop_button.on_click(lambda _: self.talk.stop())
         self.clear_button.on_click(lambda _: self.clear())
-        buttons = ipywidgets.HBox([self.ask_button, self.stop_button, self.clear_button])
+        self.show = ipywidgets.Dropdown(options=SHOWN, description="Show")
+        buttons = ipywidgets.HBox([self.ask_button, self.stop_button, self.clear_button, self.show])
         self.view = ipywidgets.VBox([self.conversation, self.status, self.question, buttons], layout=wide)
 
     def _ipython_display_(self):
@@ -160,7 +173,7 @@ class Panel:
                 self.status.value = f"<i>… {html.escape(said)}</i>"
             elif isinstance(said, Answer):
                 self.answer = said
-        self.conversation.value += f"<p>{html.escape(outcome(said))}</p>{details(said)}"
+        self.conversation.value += f"<p>{html.escape(outcome(said))}</p>{details(said, self.show.value)}"
         self.status.value = ""
         self._busy(False)
 
@@ -175,14 +188,25 @@ def outcome(said: Answer | Exception) -> str:
     return "Stopped." if isinstance(said, Cancelled) else str(said)
 
 
-def details(said: Answer | Exception) -> str:
-    """Sources and steps of an answer, folded, and its cost, as HTML; "" for an error. All text is escaped."""
+def details(said: Answer | Exception, show: str = "answer") -> str:
+    """Sources and steps of an answer and its cost, as HTML; "" for an error. All text is escaped.
+
+    They are folded, unless `show` is "sources", or "context", which adds the passages that were read.
+    """
     if not isinstance(said, Answer):
         return ""
-    text = "\n\n".join(part for part in (format_sources(said), format_steps(said)) if part)
+    parts = [format_sources(said), format_steps(said), format_context(said) if show == "context" else ""]
+    text = "\n\n".join(part for part in parts if part)
     shown = f'<pre style="white-space: pre-wrap">{html.escape(text)}</pre>'
-    fold = f"<details><summary>sources and steps</summary>{shown}</details>" if text else ""
+    unfolded = "" if show == "answer" else " open"
+    fold = f"<details{unfolded}><summary>sources and steps</summary>{shown}</details>" if text else ""
     return f"{fold}<p><small>{html.escape(format_cost(said))}</small></p>"
+
+
+def _beside(answer: Answer, show: str) -> str:
+    """What comes with an answer in the terminal."""
+    parts = [format_sources, format_context][: SHOWN.index(show)]
+    return "\n\n".join(text for part in parts if (text := part(answer)))
 
 
 def format_answer(answer: Answer) -> str:
@@ -198,6 +222,15 @@ def format_sources(answer: Answer) -> str:
     if dropped:
         lines.append(f"  ({dropped} quotation{'s' * (dropped > 1)} not found word for word, and dropped)")
     return "\n".join(["Sources", *lines]) if lines else ""
+
+
+def format_context(answer: Answer) -> str:
+    """The passages that were read, each once, under their sources."""
+    read = {hit["id"]: hit for step in answer.steps for hit in step["read"]}
+    parts = [
+        f"  {cite(hit['source'], hit['page'])}\n    " + hit["text"].replace("\n", "\n    ") for hit in read.values()
+    ]
+    return "\n\n".join(["Passages", *parts]) if parts else ""
 
 
 def format_steps(answer: Answer) -> str:

@@ -98,6 +98,14 @@ def train(rows: Sequence[dict], base: str, home: Path, out: str | Path, recipe: 
     }
 
 
+def merge(adapter: str | Path, base: str, home: Path, out: str | Path) -> None:
+    """Write `out`/model: `base` with an adapter that `train` has saved. Raises `KitError` as `load` does."""
+    from peft import PeftModel
+
+    model, tokenizer = load(base, home)
+    _write(PeftModel.from_pretrained(model, str(adapter)).merge_and_unload(), tokenizer, Path(out) / "model")
+
+
 def load(base: str, home: Path) -> tuple:
     """Model and tokenizer of `base` (see `train`), in float32, with the chat template that is trained on.
 
@@ -241,12 +249,20 @@ def _last_checkpoint(folder: Path) -> str | None:
 
 
 def _save(trainer, tokenizer, out: Path, recipe: Recipe) -> None:
-    """The adapter, where there is one, and the merged model as Ollama reads it."""
+    """The adapter in 16 bits, where there is one, and the merged model."""
+    from safetensors.torch import load_file, save_file
+
     model = trainer.accelerator.unwrap_model(trainer.model)
     if not recipe.full:
         model.save_pretrained(out / "adapter")
+        weights = out / "adapter" / "adapter_model.safetensors"
+        save_file({name: weight.bfloat16() for name, weight in load_file(weights).items()}, weights)
         model = model.merge_and_unload()
-    folder = out / "model"
+    _write(model, tokenizer, out / "model")
+
+
+def _write(model, tokenizer, folder: Path) -> None:
+    """A model as Ollama reads it."""
     shutil.rmtree(folder, ignore_errors=True)
     model.bfloat16().save_pretrained(folder, max_shard_size="100GB")
     tokenizer.save_pretrained(folder)

@@ -110,7 +110,7 @@ class Reasoner:
         stop = ["\n", '" ', '".']  # not the quote alone, with which a new turn may begin
         reply = self.model.complete([*messages, opened], think=self._flag(True), max_tokens=RESULT_TOKENS, stop=stop)
         text = (reply.text or reply.thinking).strip().removeprefix(ANSWER).lstrip('"')
-        return text.partition('"')[0].strip()
+        return text.partition('"')[0].rpartition(" = ")[2].strip()  # of a sum that it writes down, the result
 
     def _flag(self, think: bool) -> bool | None:
         return think if self.model.thinks else None

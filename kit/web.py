@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from kit.agent import LONGEST_QUESTION, Answer, Assistant
-from kit.chat import Conversation, details, outcome
+from kit.chat import SHOWN, Conversation, details, outcome
 from kit.config import KitError
 from kit.llm import Cancelled
 
@@ -73,12 +73,12 @@ def page(new_assistant: Callable[[], Assistant], examples: Sequence[str] = (), n
             question, shown = "", [*shown, _message("user", question)]
         return question, shown, *_buttons(gr, busy=visit(request).busy)
 
-    def answer(shown: list, request: gr.Request) -> Iterator[tuple]:
+    def answer(shown: list, show: str, request: gr.Request) -> Iterator[tuple]:
         for said in visit(request).answer():
             if isinstance(said, str):
                 yield [*shown, _message("assistant", f"… {said}")], ""
             else:
-                yield [*shown, _message("assistant", outcome(said))], details(said)
+                yield [*shown, _message("assistant", outcome(said))], details(said, show)
 
     def stop(request: gr.Request):
         visit(request).stop()
@@ -98,6 +98,7 @@ def page(new_assistant: Callable[[], Assistant], examples: Sequence[str] = (), n
         conversation = gr.Chatbot(label="Ask the documents", render_markdown=False, buttons=[], feedback_options=None)
         below = gr.HTML()
         question = gr.Textbox(show_label=False, placeholder="Your question", lines=1)
+        show = gr.Radio(list(SHOWN), value=SHOWN[0], label="Show", container=False)
         with gr.Row():
             buttons = gr.Button("Ask", variant="primary"), gr.Button("Stop", interactive=False), gr.Button("Clear")
         ask, halt, forget = buttons
@@ -105,7 +106,7 @@ def page(new_assistant: Callable[[], Assistant], examples: Sequence[str] = (), n
             gr.Examples([[example] for example in examples], question, api_visibility="private")
         gr.on(
             [question.submit, ask.click], take, [question, conversation], [question, conversation, *buttons], **hidden
-        ).then(answer, conversation, [conversation, below], **hidden).then(
+        ).then(answer, [conversation, show], [conversation, below], **hidden).then(
             lambda: _buttons(gr, busy=False), outputs=list(buttons), **hidden
         )
         halt.click(stop, queue=False, **hidden)

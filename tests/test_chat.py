@@ -44,6 +44,15 @@ def test_an_error_is_a_sentence_and_the_conversation_goes_on():
     assert "Ollama is away.\n" in said and "48,000\n" in said
 
 
+def test_what_comes_with_an_answer_is_chosen_and_the_history_is_kept():
+    twice = ["", found("48,000", "48,000 euros"), "", found("48,000", "48,000")]
+    lines = ["/history", "Rent?", "/show context", "Rent now?", "/context", "/history"]
+    said = talk(lines, [call("rent"), call("rent now")], twice)
+    assert "Nothing was said yet." in said and said.endswith("> Rent?\n48,000\n> Rent now?\n48,000\n")
+    first, second = said.split("With every answer: context.")
+    assert "Sources" not in first and "Sources" in second and second.count("The rent is 48,000 euros.") == 2
+
+
 def test_clear_forgets():
     primary = [call("a"), call("b")]
     reasoner = ["", found("one", "The"), "", found("two", "The")]
@@ -96,6 +105,15 @@ def test_the_panel_says_what_went_wrong_and_goes_on():
         chat.ask(question)
     assert "<p>Ollama is away.</p>" in chat.conversation.value and "<p>48,000</p>" in chat.conversation.value
     assert chat.conversation.value.endswith("<p>Stopped.</p>")
+
+
+def test_the_panel_shows_as_much_as_is_wanted():
+    chat = panel([call("a"), call("b")], ["", found("one", "The"), "", found("two", "The")])
+    chat.ask("first")
+    assert "<details>" in chat.conversation.value and RENT.text not in chat.conversation.value
+    chat.show.value = "context"
+    chat.ask("second")
+    assert "<details open>" in chat.conversation.value and RENT.text in chat.conversation.value
 
 
 def test_the_panel_forgets():

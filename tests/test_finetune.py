@@ -67,6 +67,9 @@ def test_a_model_learns_and_is_merged(tmp_path, base):
     before, after = (AutoModelForCausalLM.from_pretrained(path, dtype="float32") for path in (base, out / "model"))
     changed = [name for name, weight in after.named_parameters() if not torch.equal(weight, before.get_parameter(name))]
     assert any("q_proj" in name for name in changed), "the adapter is in the merged weights"
+    finetune.merge(out / "adapter", base, tmp_path, tmp_path / "again")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "again/model", dtype="float32")
+    torch.testing.assert_close(dict(again.named_parameters()), dict(after.named_parameters()), rtol=0.05, atol=0.01)
 
 
 def test_all_weights_are_trained_where_that_is_asked_for(tmp_path, base):

@@ -38,6 +38,10 @@ def test_the_answer_is_taken_out_of_its_quotes():
         assert judge("", found(said, "48,000"))[0].answer == "48,000 euros", said
 
 
+def test_of_a_sum_the_result_is_the_answer():
+    assert judge("", found("50,000 - 2,000 = 48,000", "48,000"))[0].answer == "48,000"
+
+
 def test_a_model_that_thinks_natively_is_asked_to_and_its_thoughts_stay_thoughts():
     verdict, model = judge("hm", found("x"), thinks=True)
     assert [request["think"] for request in model.asked] == [True, True, False, False]

@@ -91,6 +91,14 @@ def test_an_answer_is_stopped_and_the_next_is_made(place):
 
 
 @in_a_browser
+def test_the_passages_come_with_an_answer_where_they_are_wanted(place):
+    opened = place.open()
+    opened.get_by_label("context").check()
+    ask(opened, "What is the rent?")
+    opened.get_by_text("Passages").wait_for()
+
+
+@in_a_browser
 def test_visitors_do_not_see_each_other(place):
     one, other = place.open(), place.open()
     ask(one, "My secret is a blue clock.")
