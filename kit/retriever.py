@@ -51,7 +51,7 @@ class Retriever:
         if k < 1:
             raise KitError(f"{k} passages cannot be searched for; give a k of 1 or more.")
         started = time.perf_counter()
-        hits = self._fused(query, k) if self.hybrid else self._near(query, k)
+        hits = _once(self._fused(query, 2 * k) if self.hybrid else self._near(query, 2 * k))[:k]
         self.seconds += time.perf_counter() - started
         return hits
 
@@ -81,7 +81,7 @@ class Retriever:
                 where = cite(place["source"], place.get("page"))
                 raise KitError(f"{where} is not in the index {self.index.folder}; ingest it, or mend the question.")
             found |= {row[0]: Hit(*row) for row in rows}
-        return list(found.values())
+        return _once(found.values())
 
     def documents(self, query: str, k: int, n: int) -> list[Hit]:
         """Parent-document retrieval: the first `n` documents that have a passage among the `k` best, whole.
@@ -97,6 +97,14 @@ class Retriever:
     def _whole(self, source: str) -> str:
         found = sorted(self.passages([{"source": source}]), key=lambda hit: hit.page or 0)
         return "\n\n".join(joined(page) for page in pages(found))
+
+
+def _once(hits: Iterable[Hit]) -> list[Hit]:
+    """Each passage once: an index may hold the same file twice, say from two checkouts."""
+    found: dict[tuple, Hit] = {}
+    for hit in hits:
+        found.setdefault((hit.source, hit.page, hit.start, hit.text), hit)
+    return list(found.values())
 
 
 def pages(hits: Iterable[Hit]) -> list[list[Hit]]:

@@ -44,6 +44,21 @@ def test_a_whole_document_is_read_where_a_passage_of_it_is_found(tmp_path, embed
     assert [hit.source for hit in others] in ([], ["comets.txt"])
 
 
+def test_a_file_that_was_ingested_from_two_checkouts_is_read_once(tmp_path, embedder):
+    for checkout in ("one", "two"):
+        (tmp_path / checkout).mkdir()
+        (tmp_path / checkout / "a.txt").write_text("An owl hunts by night. " * 9)
+        (tmp_path / checkout / "b.txt").write_text("A comet has a tail.")
+    with Index.create(tmp_path / "index", embedder, 60, 20) as index:
+        once = index.ingest([tmp_path / "one"])["chunks"]
+        alone = Retriever(index).documents("night owl", 9, 1)[0].text
+        assert index.ingest([tmp_path / "two"])["added"] == 2 and index.count() == 2 * once
+        for way in (True, False):
+            found = [(hit.source, hit.start) for hit in Retriever(index, hybrid=way).search("night owl", once)]
+            assert len(found) == len(set(found)) == once
+        assert Retriever(index).documents("night owl", 9, 1)[0].text == alone
+
+
 def test_a_word_finds_what_its_vector_does_not(tmp_path, embedder):
     for n in range(60):
         (tmp_path / f"{n}.txt").write_text(f"The boat sails at {n} and again and again, as boats do.")
