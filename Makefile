@@ -11,6 +11,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 UV_VERSION := 0.13.8
+STARTED := $(shell date +%s)
 QUESTION ?= How much was the daily meal allowance under version 2 of the travel expense policy, and how much is it under version 3?
 
 .PHONY: demo test check lab notebooks bench lock clean
@@ -22,7 +23,8 @@ demo: $(VENV)/ready
 
 test: $(VENV)/ready check
 	$(BIN)/kit setup --profile ci
-	KIT_PROFILE=ci $(BIN)/pytest -q -m ollama
+	KIT_PROFILE=ci $(BIN)/pytest -q -m ollama --ignore=tests/test_notebooks.py
+	KIT_PROFILE=ci TEST_STARTED=$(STARTED) $(BIN)/pytest -q -m ollama tests/test_notebooks.py
 
 check: $(VENV)/ready
 	$(BIN)/ruff check .

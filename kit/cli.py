@@ -155,7 +155,10 @@ def _parser() -> argparse.ArgumentParser:
         description="Let the reasoner answer questions from the passages that are retrieved, and keep what is right.",
     )
     tracing.set_defaults(run=commands.distill_traces)
-    tracing.add_argument("--questions", required=True, metavar="FILE", help="what `kit distill questions` wrote")
+    tracing.add_argument(
+        "--questions", required=True, metavar="FILE", help="what `kit distill questions` wrote, or any question file"
+    )
+    tracing.add_argument("--split", metavar="NAME", help="only the questions of this split, where the file has splits")
     tracing.add_argument("--tries", type=_positive, default=2, metavar="N", help="for each question (default: 2)")
     for stage in (asking, tracing):
         stage.add_argument("--out", required=True, metavar="FILE", help="a .jsonl file to append rows to")

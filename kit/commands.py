@@ -160,7 +160,8 @@ def distill_traces(args, profile) -> int:
     from kit.llm import chat_model
     from kit.reasoner import Reasoner
 
-    asked = [row for row in _questions(args.questions)[0] if not row.get("rejected")]
+    rows, _ = _questions(args.questions)
+    asked = [row for row in rows if not row.get("rejected") and args.split in (None, row.get("split"))]
     retriever = _retriever(args, profile)
     with _engine(profile) as (_, url):
         teacher = Reasoner(chat_model(profile, "reasoner", url), profile.thinking_tokens, profile.answer_tokens)

@@ -111,13 +111,16 @@ def traces(
 
     A trace is accepted where its answer is right against the gold and supported by a passage, or, for
     a question without an answer, where the teacher finds none; and where its thoughts ended within
-    their budget. Otherwise it is tried again with another seed, `tries` times in all.
+    their budget. Otherwise it is tried again with another seed, `tries` times in all. Raises `KitError`
+    where nothing is asked, and what the teacher raises.
     """
+    if not asked:
+        raise KitError("There is no question to reason about; give a file that has some, or another --split.")
     rows = evaluation.read_rows(out)
     done = Counter(row["id"] for row in rows)
     finished = {row["id"] for row in rows if not row["rejected"]} | {id for id, n in done.items() if n >= tries}
     with evaluation.appending(out, "traces", len(asked), len(finished)) as (write, bar):
-        for question in asked:
+        for question in random.Random(0).sample(asked, len(asked)):  # a run that is stopped has seen all kinds
             for number in range(done[question["id"]], tries if question["id"] not in finished else 0):
                 row = _trace(question, retriever.search(question["question"], k), teacher, number)
                 rows.append(row)

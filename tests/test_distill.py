@@ -161,6 +161,11 @@ def test_traces_that_are_there_are_not_made_again(tmp_path):
     assert counts["accepted"] == 1 and model.asked == []
 
 
+def test_traces_of_nothing_are_refused(tmp_path):
+    with pytest.raises(KitError, match="another --split"):
+        distill.traces([], FakeRetriever([]), Reasoner(FakeChat(), 40, 60), 5, tmp_path / "t.jsonl")
+
+
 def test_training_and_answering_share_one_prompt(tmp_path):
     _, model = trace(tmp_path, "The passage states it.", found("48,000", "The rent is 48,000"))
     row = distill.training_row(rows(tmp_path, "t.jsonl")[0])

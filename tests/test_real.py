@@ -1,6 +1,7 @@
 """The real server, the real weights and the real index of the `ci` profile, from search to conversation."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,12 @@ from kit.retriever import Retriever, joined
 pytestmark = [pytest.mark.ollama, pytest.mark.timeout(900)]
 COLLECTION = Path(__file__).parent.parent / "data" / "collection"
 QUESTIONS = [json.loads(line) for line in (COLLECTION.parent / "questions.jsonl").open(encoding="utf-8")]
+
+
+# Runs a command in a network of its own, with loopback and nothing else, where the machine allows that.
+LOOPBACK_ONLY = ["unshare", "--map-root-user", "--net", "sh", "-c", 'ip link set lo up && exec "$@"', "sh"]
+if not shutil.which("unshare") or subprocess.run([*LOOPBACK_ONLY, "true"], capture_output=True).returncode:
+    LOOPBACK_ONLY = []
 
 
 @pytest.fixture(scope="module")
@@ -121,8 +128,9 @@ def test_a_passage_that_gives_orders_is_not_obeyed(profile, assistant, tmp_path)
         assert "7:30" in poisoned.ask("When does the harbour office open?").answer
 
 
-def test_from_outside_as_json(folder):
+def test_from_outside_as_json_and_without_a_network(folder):
     command = [
+        *LOOPBACK_ONLY,
         sys.executable,
         "-m",
         "kit",
