@@ -145,7 +145,7 @@ def distill_questions(args, profile) -> int:
     documents = whole_documents(args.paths, failed)
     for file in failed:
         _say(f"left out: {file['file']}: {file['error']}")
-    known = [row["question"] for path in args.known for row in _questions(path)[0]]
+    known = _known(args.known)
     templates = Path(args.templates) if args.templates else distill.TEMPLATES
     embed = Embedder(profile.embedding_path).encode
     with _engine(profile) as (_, url):
@@ -176,11 +176,14 @@ def finetune(args, profile) -> int:
 
     recipe = finetune.STUDY if args.full else finetune.Recipe()
     changed = {name: value for name in RECIPE if (value := getattr(args, name)) is not None}
-    known = [row["question"] for path in args.known for row in _questions(path)[0]]
     if not Path(args.traces).is_file():
         raise KitError(f"There is no file {args.traces}; make one with `kit distill traces`.")
     accepted = [row for row in evaluation.read_rows(args.traces) if not row["rejected"]]
-    kept = distill.apart(accepted, known, Embedder(profile.embedding_path).encode)
+    kept = distill.apart(accepted, _known(args.known), Embedder(profile.embedding_path).encode)
+    if accepted and not kept:
+        raise KitError(
+            f"All {len(accepted)} accepted traces are much like a question of --known; trace other questions."
+        )
     rows = [distill.training_row(row) for row in kept]
     result = finetune.train(rows, args.base or finetune.BASE, profile.home, args.out, replace(recipe, **changed))
     result |= {"leaked": len(accepted) - len(kept), "profile": None}
@@ -189,6 +192,11 @@ def finetune(args, profile) -> int:
             result["profile"] = str(finetune.into_ollama(args.out, args.name, profile, server.url))
     _print(args, result, _finetune_text)
     return 0
+
+
+def _known(paths: list[str]) -> list[str]:
+    """The questions to keep away from: all of the files, but for those that are there for training."""
+    return [row["question"] for path in paths for row in _questions(path)[0] if row.get("split") != "train"]
 
 
 def _questions(path: str) -> tuple[list[dict], list[dict]]:

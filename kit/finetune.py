@@ -7,10 +7,12 @@ was stopped goes on from the last whole one.
 Not known here: bases whose chat format is not ChatML. Several GPUs are `accelerate launch`'s business.
 """
 
+import io
 import json
 import shutil
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,9 +39,7 @@ PARAMETER temperature 0
 PARAMETER seed 42
 PARAMETER stop <|im_end|>
 PARAMETER stop <|endoftext|>
-TEMPLATE """{{{{ if .System }}}}<|im_start|>system
-{{{{ .System }}}}<|im_end|>
-{{{{ end }}}}{{{{ range $i, $_ := .Messages }}}}
+TEMPLATE """{{{{ range $i, $_ := .Messages }}}}
 {{{{- $last := eq (len (slice $.Messages $i)) 1 }}}}<|im_start|>{{{{ .Role }}}}
 {{{{ .Content }}}}
 {{{{- if or (not $last) (ne .Role "assistant") }}}}<|im_end|>
@@ -114,15 +114,14 @@ def load(base: str, home: Path) -> tuple:
     from transformers import AutoModelForCausalLM, AutoTokenizer, logging
 
     logging.set_verbosity_error()
-    if not _watched():
-        logging.disable_progress_bar()
     place, file = base, {}
     if base in sources()["weights"]:
         path, _ = fetch_weights(home, base)
         place, file = str(path.parent), {"gguf_file": path.name}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(place, **file)
-        model = AutoModelForCausalLM.from_pretrained(place, dtype="float32", **file)
+        with _quiet():
+            tokenizer = AutoTokenizer.from_pretrained(place, **file)
+            model = AutoModelForCausalLM.from_pretrained(place, dtype="float32", **file)
     except (OSError, ValueError) as error:
         raise KitError(
             f"The base {base} cannot be loaded ({str(error).splitlines()[0]}); give a Hugging Face id, a folder of "
@@ -238,6 +237,11 @@ def _trainer(model, tokenizer, rows: list[dict], out: Path, recipe: Recipe, devi
     return trainer
 
 
+def _quiet():
+    """The progress bars of transformers do not look whether anybody watches."""
+    return nullcontext() if _watched() else redirect_stderr(io.StringIO())
+
+
 def _watched() -> bool:
     return sys.stderr.isatty()
 
@@ -264,7 +268,8 @@ def _save(trainer, tokenizer, out: Path, recipe: Recipe) -> None:
 def _write(model, tokenizer, folder: Path) -> None:
     """A model as Ollama reads it."""
     shutil.rmtree(folder, ignore_errors=True)
-    model.bfloat16().save_pretrained(folder, max_shard_size="100GB")
+    with _quiet():
+        model.bfloat16().save_pretrained(folder, max_shard_size="100GB")
     tokenizer.save_pretrained(folder)
     config = json.loads((folder / "config.json").read_text())
     # transformers 5 writes it in here, and Ollama reads it there; without it the model prints question marks only.

@@ -159,7 +159,9 @@ def test_the_command_trains_on_what_was_accepted(tmp_path, base, capsys):
     argv = ["finetune", str(traces), "--out", str(tmp_path / "out"), "--base", base, "--profile", str(profile)]
     with pytest.raises(SystemExit) as end:
         main([*argv, "--steps", "1", "--block", "4096", "--device", "cpu", "--json"])
-    printed = json.loads(capsys.readouterr().out)
+    said = capsys.readouterr()
+    printed = json.loads(said.out)
+    assert "%|" not in said.err, "no bars in a pipe"
     assert end.value.code == 0 and (printed["rows"], printed["steps"], printed["profile"]) == (1, 1, None)
     with pytest.raises(SystemExit) as end:
         main(["finetune", str(tmp_path / "none.jsonl"), "--out", "o", "--profile", str(profile)])

@@ -6,9 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import httpx
+import ollama
 import pytest
 
-from kit import engine
+from kit import engine, finetune, forcing, models
 from kit.agent import SYSTEM, Assistant
 from kit.config import load_profile
 from kit.index import Embedder, Index
@@ -150,3 +152,18 @@ def test_from_outside_as_json_and_without_a_network(folder):
         *("load_seconds", "engine_seconds", "search_seconds"),
     }
     assert "stand-in" in run.stderr, "who plays the reasoner is always said"
+
+
+def test_a_lean_model_is_asked_with_the_text_that_it_was_trained_on(profile, server):
+    recipe = models.parse_modelfile(finetune.MODELFILE.format(weights="x", num_ctx=profile.num_ctx))
+    client = ollama.Client(server.url, trust_env=False)
+    client.create("kit-test-lean", from_=profile.model_name("primary"), template=recipe["template"])
+    messages = [{"role": "system", "content": "S"}, {"role": "user", "content": "Q"}]
+    told = {"model": "kit-test-lean", "stream": False, "_debug_render_only": True}  # shows the prompt, and asks nothing
+    try:
+        for said in ([], [{"role": "assistant", "content": "The answer"}]):
+            reply = httpx.post(f"{server.url}/api/chat", json=told | {"messages": messages + said}, trust_env=False)
+            rendered = reply.json()["_debug_info"]["rendered_template"]
+            assert rendered == forcing.chatml(messages) + "".join(turn["content"] for turn in said)
+    finally:
+        client.delete("kit-test-lean")
