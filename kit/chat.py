@@ -195,8 +195,7 @@ def details(said: Answer | Exception, show: str = "answer") -> str:
     """
     if not isinstance(said, Answer):
         return ""
-    parts = [format_sources(said), format_steps(said), format_context(said) if show == "context" else ""]
-    text = "\n\n".join(part for part in parts if part)
+    text = _paragraphs(format_sources(said), format_steps(said), format_context(said) if show == "context" else "")
     shown = f'<pre style="white-space: pre-wrap">{html.escape(text)}</pre>'
     unfolded = "" if show == "answer" else " open"
     fold = f"<details{unfolded}><summary>sources and steps</summary>{shown}</details>" if text else ""
@@ -206,13 +205,16 @@ def details(said: Answer | Exception, show: str = "answer") -> str:
 def _beside(answer: Answer, show: str) -> str:
     """What comes with an answer in the terminal."""
     parts = [format_sources, format_context][: SHOWN.index(show)]
-    return "\n\n".join(text for part in parts if (text := part(answer)))
+    return _paragraphs(*(part(answer) for part in parts))
+
+
+def _paragraphs(*parts: str) -> str:
+    return "\n\n".join(part for part in parts if part)
 
 
 def format_answer(answer: Answer) -> str:
     """The answer with its sources, steps and cost, for a terminal."""
-    parts = [answer.answer, format_sources(answer), format_steps(answer), format_cost(answer)]
-    return "\n\n".join(part for part in parts if part)
+    return _paragraphs(answer.answer, format_sources(answer), format_steps(answer), format_cost(answer))
 
 
 def format_sources(answer: Answer) -> str:

@@ -9,7 +9,7 @@ import json
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 from kit.client import PORTS
@@ -21,7 +21,6 @@ DEMO = {
     "What is the daily meal allowance under version 3 of the travel expense policy?": "travel-expense-policy-v3.pdf",
     "Who chairs the board?": "board-minutes-2024-03-21.pdf",
 }
-RECIPE = ("epochs", "learning_rate", "block", "batch", "steps", "device")  # of kit.finetune.Recipe
 
 
 def setup(args, profile) -> int:
@@ -175,7 +174,7 @@ def finetune(args, profile) -> int:
     from kit.index import Embedder
 
     recipe = finetune.STUDY if args.full else finetune.Recipe()
-    changed = {name: value for name in RECIPE if (value := getattr(args, name)) is not None}
+    changed = {f.name: value for f in fields(recipe) if (value := getattr(args, f.name)) is not None}
     if not Path(args.traces).is_file():
         raise KitError(f"There is no file {args.traces}; make one with `kit distill traces`.")
     accepted = [row for row in evaluation.read_rows(args.traces) if not row["rejected"]]

@@ -78,8 +78,8 @@ def questions(
         for number in range(len(rows), TRIES_A_QUESTION * count):
             if accepted >= count:
                 break
-            turn, place = divmod(number, len(kinds))  # all kinds about one document, which is then read only once
-            kind, shown = kinds[place], _drawn(documents, near, 2 if kinds[place] == "comparison" else 1, turn)
+            lap, place = divmod(number, len(kinds))  # all kinds about one document, which is then read only once
+            kind, shown = kinds[place], _drawn(documents, near, 2 if kinds[place] == "comparison" else 1, lap)
             row = _row(number, kind, _said(model, texts[kind], shown, random.Random(number).choice(personas)), shown)
             row["rejected"] = _fault(row, shown, texts[kind])
             if not row["rejected"]:
@@ -120,15 +120,15 @@ def traces(
     done = Counter(row["id"] for row in rows)
     finished = {row["id"] for row in rows if not row["rejected"]} | {id for id, n in done.items() if n >= tries}
     with evaluation.appending(out, "traces", len(asked), len(finished)) as (write, bar):
-        for question in random.Random(0).sample(asked, len(asked)):  # a run that is stopped has seen all kinds
-            for number in range(done[question["id"]], tries if question["id"] not in finished else 0):
+        mixed = random.Random(0).sample(asked, len(asked))  # a run that is stopped has seen all kinds
+        for question in (question for question in mixed if question["id"] not in finished):
+            for number in range(done[question["id"]], tries):
                 row = _trace(question, retriever.search(question["question"], k), teacher, number)
                 rows.append(row)
                 write(row)
                 if not row["rejected"]:
                     break
-            if question["id"] not in finished:
-                bar.update()
+            bar.update()
     return _counts(rows)
 
 
@@ -157,10 +157,10 @@ def training_row(trace: dict) -> dict:
     return {"prompt": messages, "completion": completion}
 
 
-def _drawn(documents: Sequence[Document], near: np.ndarray, count: int, turn: int) -> list[Document]:
-    """The document of this turn, and the one most like it where two are wanted; each has a turn before one has two."""
-    order = random.Random(turn // len(documents)).sample(range(len(documents)), len(documents))
-    first = order[turn % len(documents)]
+def _drawn(documents: Sequence[Document], near: np.ndarray, count: int, lap: int) -> list[Document]:
+    """The document of this lap, and the one most like it where two are wanted; each has a lap before one has two."""
+    order = random.Random(lap // len(documents)).sample(range(len(documents)), len(documents))
+    first = order[lap % len(documents)]
     order = np.argsort(-near @ near[first])
     return [documents[i] for i in [first, *(int(i) for i in order if i != first)][:count]]
 

@@ -74,14 +74,14 @@ class Retriever:
 
         Raises `KitError` for one that is not in the index.
         """
-        found: dict[str, Hit] = {}
+        found: list[Hit] = []
         for place in sources:
             rows = self.index.passages(place["source"], place.get("page"))
             if not rows:
                 where = cite(place["source"], place.get("page"))
                 raise KitError(f"{where} is not in the index {self.index.folder}; ingest it, or mend the question.")
-            found |= {row[0]: Hit(*row) for row in rows}
-        return _once(found.values())
+            found += [Hit(*row) for row in rows]
+        return _once(found)
 
     def documents(self, query: str, k: int, n: int) -> list[Hit]:
         """Parent-document retrieval: the first `n` documents that have a passage among the `k` best, whole.
