@@ -33,6 +33,7 @@ LONGEST = {"question": 300, "reply": 80, "evidence": 250}  # characters
 ALIKE = 0.9  # cosine similarity from which two questions count as the same
 TRIES_A_QUESTION = 5  # on average, before a teacher is given up
 RIGHT = 0.6  # token F1 with the gold answer from which a trace is right
+NAMED = 0.4  # the same where the gold answer stands in it word for word
 Embed = Callable[[list[str]], np.ndarray]  # n texts into unit vectors of shape (n, d)
 
 _TEXT = {key: {"type": "string", "maxLength": length} for key, length in LONGEST.items()}
@@ -227,8 +228,9 @@ def _wrong(question: dict, row: dict, sufficient: bool) -> str:
         return "answers what the documents do not hold" if sufficient else ""
     if not sufficient:
         return "no supported answer"
-    right = evaluation.score(question, {"answer": row["answer"], "answered": True, "sources": []})
-    return "" if right["f1"] >= RIGHT else "wrong"
+    shared = evaluation.score(question, {"answer": row["answer"], "answered": True, "sources": []})["f1"]
+    named = find_quote(row["answer"], question["answer"])  # "bus line 263" is right where "263" is the gold answer
+    return "" if shared >= (NAMED if named else RIGHT) else "wrong"
 
 
 def _counts(rows: Sequence[dict]) -> dict:

@@ -12,6 +12,8 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
 
 from kit.llm import ChatModel, read_json
 from kit.retriever import Hit, cite, joined, pages
@@ -37,6 +39,7 @@ NOT_FOUND = "The documents do not hold the answer."
 QUOTES, QUOTE_LENGTH, QUERY_LENGTH = 3, 100, 120  # characters; all of it fits answer_tokens
 RESULT_TOKENS = 60  # an answer is short
 MARKS = ".…,;:?!()\"'“”‘’"  # around words, and no part of them
+TOLD = 0.7  # share of a quote's words that must be exceeded, where they do not stand in one piece
 SHORTEST_QUOTE = 4  # characters of an answer that supports itself: "no" and "2" stand everywhere
 
 
@@ -118,12 +121,17 @@ class Reasoner:
     @staticmethod
     def _verdict(answer: str, question: str, fields: dict, hits: Sequence[Hit], thinking: str) -> Verdict:
         quotes = [quote for quote in fields.get("words", []) if isinstance(quote, str) and quote.strip()]
+        search = fields.get("search", "").strip()
+        if _told([search], question, hits):
+            quotes, search = [*quotes, search], ""  # a statement of the passages, put into the wrong field
         citations = [citation for quote in quotes if (citation := _citation(quote, hits))]
-        dropped, search = len(quotes) - len(citations), fields.get("search", "").strip()
+        dropped = len(quotes) - len(citations)
         # An answer that no passage supports counts as not found: small models answer too readily. It may
-        # support itself, by standing there word for word.
-        if not search:
-            citations = citations or _itself(answer, question, hits)
+        # support itself, by standing there word for word; where it is a number, it may be the result of others.
+        if not (search or citations):
+            citations = _itself(answer, question, hits)
+            if citations or _numbers(answer):
+                citations = _told(quotes, question, hits) or citations
         sufficient = bool(answer and citations and not search)
         return Verdict(
             answer=answer if sufficient else "",
@@ -195,6 +203,43 @@ def _citation(quote: str, hits: Sequence[Hit], line: bool = False) -> Citation |
                 words = next((row.strip() for row in text.splitlines() if find_quote(row, quote)), words)
             return Citation(page[0].id, page[0].source, page[0].page, words)
     return None
+
+
+def _told(quotes: Sequence[str], question: str, hits: Sequence[Hit]) -> list[Citation]:
+    """What the passages state where `quotes` tell it in other words, each with a number that the question has not.
+
+    Small models quote from memory: "the hut counted 1,619 nights" for "In 2023 it counted 1,619 nights". A line, a
+    sentence or two is meant where it has all numbers of the quote and, together with its source's name, most words.
+    """
+    found = []
+    for quote in quotes:
+        wanted, numbers = _words(quote), _numbers(quote)
+        best, most = None, TOLD * len(wanted) if numbers - _numbers(question) else len(wanted)
+        for page in pages(hits):
+            named = _words(Path(page[0].source).stem)
+            for stated in _statements(joined(page)):
+                words = _words(stated) | named
+                if numbers <= words and (held := len(wanted & words)) > most:
+                    best, most = Citation(page[0].id, page[0].source, page[0].page, " ".join(stated.split())), held
+        found += [best] if best else []
+    return found
+
+
+def _statements(text: str) -> list[str]:
+    """The lines of `text`, its sentences, and each two sentences that follow each other; the shorter ones first."""
+    found = set(text.splitlines())
+    for block in re.split(r"\n…\n|\n\s*\n", text):
+        sentences = re.split(r"(?<=[.!?])\s+", block)
+        found.update(sentences, map(" ".join, pairwise(sentences)))
+    return sorted(found, key=lambda statement: (len(statement), statement))
+
+
+def _words(text: str) -> set[str]:
+    return set(re.findall(r"\w+(?:[.,]\d+)*", unicodedata.normalize("NFKC", text).casefold().replace("_", " ")))
+
+
+def _numbers(text: str) -> set[str]:
+    return {word for word in _words(text) if word[0].isdigit()}
 
 
 def _itself(answer: str, question: str, hits: Sequence[Hit]) -> list[Citation]:

@@ -146,6 +146,14 @@ def test_a_trace_that_is_not_right_is_tried_with_another_seed(tmp_path, replies,
     assert counts["accepted"] == 1 and model.seed == 1
 
 
+def test_an_answer_is_right_with_a_word_more_and_wrong_with_another_number(tmp_path):
+    for answer, right in (("Bus line 263", True), ("line 12", False), ("route 12 or line 263 or bus 7 or 9", False)):
+        question = {"answer": "263", "answerable": True}
+        counts, _ = trace(tmp_path, "So.", *found(answer, "The rent is 48,000"), question=question, tries=1)
+        assert counts["accepted"] == right, answer
+        (tmp_path / "t.jsonl").unlink()
+
+
 def test_a_question_without_an_answer_is_right_where_nothing_is_found(tmp_path):
     question = {"answer": "", "answerable": False}
     counts, _ = trace(tmp_path, "It is not stated.", *missing("sauna"), question=question)

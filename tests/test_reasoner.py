@@ -99,6 +99,37 @@ def test_a_better_query_is_asked_for_where_the_result_has_no_support():
     assert (verdict.better_query, len(model.asked)) == ("rent 2025", 3), "and only there"
 
 
+HUTS = [
+    Hit("h", "halm-hut.html", None, 0.9, "Guests\n\nIn 2023 the house counted 2,179 nights. In 2024 it was 4,213.", 0),
+    Hit("e", "ember-post.html", None, 0.8, "There are 112 beds\nand a stove.\n\nIt opened in 1950.", 0),
+]
+
+
+def test_a_quote_in_other_words_becomes_the_passages_own():
+    both = "In 2023 the house counted 2,179 nights. In 2024 it was 4,213."
+    for answer, quote, stated in (
+        ("2,179", "the Halm Hut counted 2,179 nights in 2023", "In 2023 the house counted 2,179 nights."),
+        ("2,034", "nights: 2,179 in 2023 and 4,213 in 2024", both),
+        ("more beds", "the Ember Post: there are 112 beds", ""),  # neither a number nor in a passage
+        ("a stove", "the Ember Post: there are 112 beds", "There are 112 beds"),
+        ("2,180", "the Halm Hut counted 2,180 nights in 2023", ""),  # a number that stands nowhere
+        ("7", "the Halm Hut paid for 2,179 new windows and doors in 2023", ""),  # most words stand nowhere
+        ("7", "the halm hut and its nights", ""),  # no number
+        ("7", "there are 112 beds, opened in 1950", ""),  # two blocks are not one statement
+    ):
+        verdict, _ = judge("", found(answer, quote), hits=HUTS)
+        assert [citation.quote for citation in verdict.citations] == ([stated] if stated else []), quote
+        assert verdict.dropped == 1, "what was not quoted word for word is counted"
+
+
+def test_a_statement_in_the_place_of_a_search_is_a_quote():
+    verdict, _ = judge("", "2,034", {"search": "the Halm Hut counted 2,179 nights in 2023", "words": []}, hits=HUTS)
+    assert (verdict.answer, verdict.better_query) == ("2,034", "")
+    for search in ("nights counted", "the Halm Hut counted 2,180 nights in 2023"):
+        verdict, _ = judge("", "2,034", {"search": search, "words": []}, hits=HUTS)
+        assert (verdict.sufficient, verdict.better_query) == (False, search)
+
+
 def test_line_breaks_do_not_break_a_quote_and_the_passages_own_words_are_given():
     assert find_quote("The rent is 48,000\n  euros", "rent is 48,000euros") == "rent is 48,000 euros"
     assert find_quote("The rent is 48,000 euros", "rent is 84,000 euros") == ""
@@ -123,7 +154,7 @@ def test_the_grammar_writes_in_the_order_of_the_schema_and_of_the_alphabet():
 
 
 def test_an_answer_that_stands_in_a_passage_supports_itself():
-    verdict, _ = judge("", found("48,000 euros", "The lease says 48,000"))
+    verdict, _ = judge("", found("48,000 euros", "The lease says so"))
     assert (verdict.answer, verdict.citations[0].quote, verdict.dropped) == ("48,000 euros", "48,000 euros", 1)
     assert not judge("", found("is", "in no passage"))[0].sufficient, "what stands everywhere supports nothing"
 
