@@ -5,6 +5,7 @@
 # make notebooks  run every notebook on the profile of this machine (KIT_PROFILE=gpu for another), into build/
 # make bench    the figures of the README
 # make lock     pin the newest versions that fit (needs network)
+# make audit    known faults in the pinned packages, less the accepted ones (needs network)
 # make clean    remove the environment; weights and index stay in KIT_HOME
 
 PYTHON ?= python3
@@ -14,7 +15,7 @@ UV_VERSION := 0.13.8
 STARTED := $(shell date +%s)
 QUESTION ?= How much was the daily meal allowance under version 2 of the travel expense policy, and how much is it under version 3?
 
-.PHONY: demo test check lab notebooks bench lock clean
+.PHONY: demo test check lab notebooks bench lock audit clean
 
 demo: $(VENV)/ready
 	$(BIN)/kit setup
@@ -52,6 +53,13 @@ bench: $(VENV)/ready
 lock: $(VENV)/ready
 	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 \
 		--generate-hashes --no-emit-index-url --no-header --no-annotate --upgrade -q -o requirements.lock
+
+# It needs the list of packages and not the packages, so it does without the environment.
+audit:
+	$(PYTHON) -m venv build/audit
+	build/audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit==2.10.1
+	build/audit/bin/pip-audit --requirement requirements.lock --no-deps --disable-pip --strict \
+		$$(awk -v today=$$(date +%F) '!/^#/ && NF && $$2 >= today { print "--ignore-vuln", $$1 }' .github/accepted-advisories.txt)
 
 clean:
 	rm -rf $(VENV) build .pytest_cache .ruff_cache dist
