@@ -42,6 +42,9 @@ complete in itself: put in the names that "it" or "she" stand for. Otherwise kee
 
 If rag_with_reasoner says that the answer was not found and names a better query, call it again with that query."""
 
+# Behind a message of a conversation. In the system prompt the same wish changes nothing for a small model.
+ALONE = "If it is for the documents, write it as a question that can be understood without what was said before."
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -84,6 +87,7 @@ class RagTool(Tool):
 
     def forward(self, question: str) -> str:
         """Search with `question`, let the reasoner read what is new, and say what it found."""
+        question = question.replace(ALONE, "").strip()  # which a small model may copy
         self.question = self.question or question
         self.on_event("search", {"query": question})
         started = time.perf_counter()
@@ -290,12 +294,18 @@ class Assistant:
         return self._from_tool("not_found")
 
     def _agentic(self, question: str, max_steps: int, follow_up: bool, **_) -> dict:
+        said = question
         if follow_up and self.agent.memory.steps:
             self.tool.begin()  # the agent's own wording, which stands alone
+            said = f"{question}\n\n{ALONE}"
         try:
-            result = self.agent.run(question, reset=not follow_up, max_steps=max_steps or self.profile.max_steps)
+            result = self.agent.run(said, reset=not follow_up, max_steps=max_steps or self.profile.max_steps)
         except AgentError as error:
             raise _fault(error) from None
+        finally:
+            for step in self.agent.memory.steps:
+                if isinstance(step, TaskStep) and step.task == said:
+                    step.task = question  # later turns read what the user said, and nothing more
         if self.tool.verdict is None:
             return _outcome(str(result.output), state="conversation")
         return self._from_tool("max_steps" if result.state == "max_steps_error" else "not_found")

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from fakes import FakeChat, FakeRetriever, call, found, hit, missing
 
-from kit.agent import FAR, SYSTEM, Assistant
+from kit.agent import ALONE, FAR, SYSTEM, Assistant
 from kit.config import PROFILES, KitError
 from kit.reasoner import NOT_FOUND
 
@@ -95,10 +95,19 @@ def test_a_follow_up_keeps_the_conversation_and_a_new_question_does_not():
     it.ask("When was she elected?", follow_up=True)
     asked = it.primary.asked[1]["messages"]
     assert {"role": "tool", "content": "Ada Lovelace"} in asked
+    assert asked[-1]["content"].endswith(ALONE) and ALONE not in str(asked[:-1])
+    assert ALONE not in str(it.agent.write_memory_to_messages()), "the conversation holds what the user said"
     said = it.reasoner.model.asked[3]["messages"][-1]["content"]
     assert "Question: When was Ada Lovelace elected?" in said, "the wording that stands alone is what is answered"
     it.ask("Something else?")
     assert len(it.primary.asked[2]["messages"]) == 2
+
+
+def test_the_wish_for_a_whole_question_is_not_searched_for():
+    it = assistant([call("Who chairs?"), call(f"And since when? {ALONE}")], ["", found("A", "The")] * 2, [RENT])
+    it.ask("Who chairs?", follow_up=True)
+    it.ask("And since when?", follow_up=True)
+    assert it.retriever.queries[-1] == "And since when?"
 
 
 def test_a_fault_of_the_engine_is_not_an_observation():

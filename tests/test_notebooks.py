@@ -29,6 +29,7 @@ SMALLEST = {
     "03": {"K": 3},
     "04": {"K": 3, "TRIES": 4},
     "05": {"LIVE": 2, "MODES": ["rag", "agentic"], "JUDGED": 4},
+    "08": {"LIVE": 1, "K": 3},
 }
 STARTED = float(os.environ.get("TEST_STARTED", time.time()))  # `make test` says when it began
 WIDGET = "application/vnd.jupyter.widget-view+json"

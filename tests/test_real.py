@@ -9,6 +9,7 @@ from pathlib import Path
 import httpx
 import ollama
 import pytest
+from fakes import FakeChat, FakeRetriever
 
 from kit import engine, finetune, forcing, models
 from kit.agent import SYSTEM, Assistant
@@ -22,6 +23,14 @@ pytestmark = [pytest.mark.ollama, pytest.mark.timeout(900)]
 COLLECTION = Path(__file__).parent.parent / "data" / "collection"
 QUESTIONS = [json.loads(line) for line in (COLLECTION.parent / "questions.jsonl").open(encoding="utf-8")]
 
+DIALOGUES = (  # a question, its answer, what is asked next, and a word that a question which stands alone has
+    ("What did the Orrin Bridge cost?", "EUR 3 million", "And how long is it?", "Orrin"),
+    ("How many beds does the Lark Hostel have?", "40", "What about the Finch Hostel?", "beds"),
+    ("What is the notice period under the 2023 lease?", "three months", "And under the 2024 lease?", "notice"),
+    ("When was the town library renovated?", "in 2019", "What did that cost?", "library"),
+    ("Which bus goes to the Kessel lake?", "line 7", "How often does it run?", "bus"),
+    ("Who teaches physics at the Ravel school?", "Mr Bloom", "And chemistry?", "teach"),
+)
 
 # Runs a command in a network of its own, with loopback and nothing else, where the machine allows that.
 LOOPBACK_ONLY = ["unshare", "--map-root-user", "--net", "sh", "-c", 'ip link set lo up && exec "$@"', "sh"]
@@ -90,6 +99,18 @@ def test_a_greeting_and_a_question_about_the_conversation_search_nothing(assista
     assert assistant.ask("Good morning!").state == "conversation"
     assert assistant.ask(single(0)["question"], follow_up=True).steps
     assert assistant.ask("What did I ask you before?", follow_up=True).state == "conversation"
+
+
+def test_a_follow_up_is_made_to_stand_alone(profile, primary):
+    it = Assistant(profile, primary, FakeChat(), FakeRetriever([]))
+    for asked, answer, then, _ in DIALOGUES:
+        it.clear()
+        verdict = {"answer": answer, "sufficient": True, "better_query": ""}
+        it.remember(asked, {"answer": answer, "steps": [{"query": asked, "verdict": verdict}]})
+        it.ask(then, follow_up=True, max_steps=1)
+    queries = it.retriever.queries
+    whole = [word in query for query, (*_, word) in zip(queries, DIALOGUES, strict=True)]
+    assert sum(whole) >= len(DIALOGUES) - 1, queries
 
 
 def test_what_no_document_holds_is_not_answered(assistant):

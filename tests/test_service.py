@@ -112,7 +112,10 @@ def test_a_thread_is_remembered_by_the_next_assistant(threads):
         assert client.post("/ask", json={"question": question, "thread": thread}).status_code == 200
     first, second = (assistant.primary.asked[0]["messages"] for assistant in desk.made)
     assert [m["content"] for m in first if m["role"] == "user"] == ["What is the rent?"]
-    assert [m["content"] for m in second if m["role"] == "user"] == ["What is the rent?", "And since when?"]
+    assert [m["content"].splitlines()[0] for m in second if m["role"] == "user"] == [
+        "What is the rent?",
+        "And since when?",
+    ]
     assert [m["content"] for m in second if m["role"] == "tool"] == ["48,000"]
     (listed,) = client.get("/threads").json()
     assert listed["turns"] == 2 and listed["title"] == "What is the rent?"
