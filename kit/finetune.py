@@ -165,8 +165,9 @@ def agreement(out: str | Path, name: str, url: str, prompts: Sequence[str]) -> f
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(Path(out) / "model")
-    model = AutoModelForCausalLM.from_pretrained(Path(out) / "model", dtype="float32")
+    with _quiet():
+        tokenizer = AutoTokenizer.from_pretrained(Path(out) / "model")
+        model = AutoModelForCausalLM.from_pretrained(Path(out) / "model", dtype="float32")
     client, same = ollama.Client(url, trust_env=False), 0
     for prompt in prompts:
         with torch.inference_mode():

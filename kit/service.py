@@ -41,6 +41,7 @@ WAITING = 8  # questions that wait for their turn; more are refused
 KEPT_TURNS = 20  # of a thread that an answer is told of
 SECONDS = 900.0  # for one answer, waiting included
 TOO_LATE = f"There was no answer within {SECONDS:.0f} s."
+NO_THREAD = {404: {"description": "There is no such thread."}}
 Tell = Callable[[str, dict], None]  # called with the kind of event and its data
 
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=LONGEST_QUESTION)]
@@ -149,7 +150,7 @@ def rag(
     app, owner = _app("assistant", tokens, missing)
     line = Line(waiting)
     refused = {
-        404: {"description": "There is no such thread."},
+        **NO_THREAD,
         422: {"description": "The question is malformed, or does not fit the model's window."},
         429: {"description": "Too many questions wait; `Retry-After` says in how many seconds to come back."},
         503: {"description": "The engine does not answer."},
@@ -210,6 +211,13 @@ def rag(
         finally:
             work.cancel()
 
+    _add_threads(app, owner, threads)
+    return app
+
+
+def _add_threads(app: FastAPI, owner, threads: Threads) -> None:
+    """The conversations of an owner: begin one, list them, read one, forget one."""
+
     @app.post("/threads", status_code=201)
     def new_thread(who: str = owner) -> Thread:
         """Begin a conversation."""
@@ -220,17 +228,15 @@ def rag(
         """One's own conversations, the latest first."""
         return [Thread(**thread) for thread in threads.of(who)]
 
-    @app.get("/threads/{id}", responses={404: refused[404]})
+    @app.get("/threads/{id}", responses=NO_THREAD)
     def history(id: ThreadId, who: str = owner) -> list[Turn]:
         """The turns of a conversation, the oldest first."""
         return [Turn(**turn) for turn in threads.turns(who, id)]
 
-    @app.delete("/threads/{id}", status_code=204, responses={404: refused[404]})
+    @app.delete("/threads/{id}", status_code=204, responses=NO_THREAD)
     def clear(id: ThreadId, who: str = owner) -> None:
         """Forget a conversation."""
         threads.delete(who, id)
-
-    return app
 
 
 class Line:
