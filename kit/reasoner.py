@@ -124,14 +124,13 @@ class Reasoner:
         search = fields.get("search", "").strip()
         if _told([search], question, hits):
             quotes, search = [*quotes, search], ""  # a statement of the passages, put into the wrong field
-        citations = [citation for quote in quotes if (citation := _citation(quote, hits))]
-        dropped = len(quotes) - len(citations)
+        quoted, itself = [citation for quote in quotes if (citation := _citation(quote, hits))], []
         # An answer that no passage supports counts as not found: small models answer too readily. It may
         # support itself, by standing there word for word; where it is a number, it may be the result of others.
-        if not (search or citations):
-            citations = _itself(answer, question, hits)
-            if citations or _numbers(answer):
-                citations = _told(quotes, question, hits) or citations
+        if not (search or quoted):
+            itself = _itself(answer, question, hits)
+            quoted = _told(quotes, question, hits) if itself or _numbers(answer) else []
+        citations, dropped = quoted or itself, len(quotes) - len(quoted)
         sufficient = bool(answer and citations and not search)
         return Verdict(
             answer=answer if sufficient else "",
