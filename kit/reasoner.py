@@ -13,7 +13,6 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from pathlib import Path
 
 from kit.llm import ChatModel, read_json
 from kit.retriever import Hit, cite, joined, pages
@@ -210,18 +209,25 @@ def _told(quotes: Sequence[str], question: str, hits: Sequence[Hit]) -> list[Cit
     Small models quote from memory: "the hut counted 1,619 nights" for "In 2023 it counted 1,619 nights". A line, a
     sentence or two is meant where it has all numbers of the quote and, together with its source's name, most words.
     """
-    found = []
-    for quote in quotes:
-        wanted, numbers = _words(quote), _numbers(quote)
-        best, most = None, TOLD * len(wanted) if numbers - _numbers(question) else len(wanted)
-        for page in pages(hits):
-            named = _words(Path(page[0].source).stem)
-            for stated in _statements(joined(page)):
-                words = _words(stated) | named
-                if numbers <= words and (held := len(wanted & words)) > most:
-                    best, most = Citation(page[0].id, page[0].source, page[0].page, " ".join(stated.split())), held
-        found += [best] if best else []
-    return found
+    known = _numbers(question)
+    quotes = [quote for quote in quotes if _numbers(quote) - known]
+    stated = [
+        (
+            Citation(page[0].id, page[0].source, page[0].page, " ".join(statement.split())),
+            _words(statement) | _words(page[0].source),
+        )
+        for page in (pages(hits) if quotes else [])
+        for statement in _statements(joined(page))
+    ]
+    return [meant for quote in quotes if (meant := _meant(quote, stated))]
+
+
+def _meant(quote: str, stated: Sequence[tuple[Citation, set[str]]]) -> Citation | None:
+    """The statement, of those that have every number of `quote`, that has the most of its words and enough of them."""
+    wanted, numbers = _words(quote), _numbers(quote)
+    shared = [(len(wanted & words), meant) for meant, words in stated if numbers <= words]
+    most, meant = max(shared, key=lambda pair: pair[0], default=(0, None))
+    return meant if most > TOLD * len(wanted) else None
 
 
 def _statements(text: str) -> list[str]:
@@ -234,7 +240,7 @@ def _statements(text: str) -> list[str]:
 
 
 def _words(text: str) -> set[str]:
-    return set(re.findall(r"\w+(?:[.,]\d+)*", unicodedata.normalize("NFKC", text).casefold().replace("_", " ")))
+    return set(re.findall(r"[^\W_]+(?:[.,]\d+)*", unicodedata.normalize("NFKC", text).casefold()))
 
 
 def _numbers(text: str) -> set[str]:

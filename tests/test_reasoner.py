@@ -122,6 +122,12 @@ def test_a_quote_in_other_words_becomes_the_passages_own():
         assert verdict.dropped == (not stated)
 
 
+def test_the_whole_name_of_a_source_counts_for_a_quote_in_other_words():
+    hits = [hit("r", "The limit is 38 knots.", "Version 2.0 rules", None)]
+    verdict, _ = judge("", found("12", "Version 2.0 rules: limit 38 knots"), hits=hits)
+    assert [citation.quote for citation in verdict.citations] == ["The limit is 38 knots."]
+
+
 def test_a_statement_in_the_place_of_a_search_is_a_quote():
     verdict, _ = judge("", "2,034", {"search": "the Halm Hut counted 2,179 nights in 2023", "words": []}, hits=HUTS)
     assert (verdict.answer, verdict.better_query) == ("2,034", "")
