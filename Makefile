@@ -59,7 +59,7 @@ audit:
 	$(PYTHON) -m venv build/audit
 	build/audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit==2.10.1
 	build/audit/bin/pip-audit --requirement requirements.lock --no-deps --disable-pip --strict \
-		$$(awk -v today=$$(date +%F) '!/^#/ && NF && $$2 >= today { print "--ignore-vuln", $$1 }' .github/accepted-advisories.txt)
+		$$(awk -v today=$$(date +%F) '!/^#/ && $$2 ~ /^[0-9]+-[0-9]+-[0-9]+$$/ && $$2 >= today { print "--ignore-vuln", $$1 }' .github/accepted-advisories.txt)
 
 clean:
 	rm -rf $(VENV) build .pytest_cache .ruff_cache dist

@@ -5,6 +5,7 @@ status. What is heavy is imported where it is used, so that `kit --help` is quic
 """
 
 import contextlib
+import hashlib
 import json
 import sys
 import threading
@@ -114,7 +115,10 @@ def serve(args, profile) -> int:
             ok = server is None or engine.answering_version(server.url)
             return "" if ok else f"Ollama at {server.url} does not answer; start `kit serve rag` again."
 
-        app = service.rag(new_assistant, Threads(profile.home / "threads.sqlite"), tokens, missing)
+        # Each index has conversations of its own: an answer from one collection is not told over another.
+        kept = hashlib.sha256(str(_folder(args, profile).resolve()).encode()).hexdigest()[:16]
+        threads = Threads(profile.home / "threads" / f"{kept}.sqlite")
+        app = service.rag(new_assistant, threads, tokens, missing)
         service.run(app, args.host, port, _say)
     return 0
 

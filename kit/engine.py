@@ -17,7 +17,7 @@ import tempfile
 import time
 import tomllib
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import SplitResult, urlsplit
@@ -89,26 +89,35 @@ def running(profile: Profile, keep: bool = False) -> Iterator[Engine]:
     stopped again; with `keep` it goes on running, on the usual port where that is free, and later
     calls find it. Raises `KitError` where there is none, or where it does not come up in 30 s.
     """
+    # Of two notebooks that begin at once, the second finds what the first has started.
+    with FileLock(profile.home / "server.lock") if keep else nullcontext():
+        engine, process = _up(profile, keep)
+    try:
+        yield engine
+    finally:
+        if process and not keep:
+            _end(process.pid)
+
+
+def _up(profile: Profile, keep: bool) -> tuple[Engine, subprocess.Popen | None]:
+    """An engine that answers, and its process where it had to be started."""
     engine = locate(profile)
     if engine is None:
         raise KitError("There is no Ollama on this machine yet; run `kit setup`.")
     if engine.url:
-        yield engine
-        return
+        return engine, None
     address = _address(profile.ollama_host)
     port = address.port if keep and _is_free(address.port) else _free_port()
     process = _start(engine.path, port, profile.home, tied=not keep)
     engine = replace(engine, url=f"http://127.0.0.1:{port}")
-    up = False
     try:
         _wait_until_up(process, engine.url, _log(profile.home))
-        up = True
-        if keep:
-            replace_text(_record(profile), json.dumps({"pid": process.pid, "url": engine.url}))
-        yield engine
-    finally:
-        if not (keep and up):
-            _end(process.pid)
+    except BaseException:  # an interrupt among them
+        _end(process.pid)
+        raise
+    if keep:
+        replace_text(_record(profile), json.dumps({"pid": process.pid, "url": engine.url}))
+    return engine, process
 
 
 def revive(server: Engine, profile: Profile) -> bool:

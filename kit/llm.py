@@ -29,6 +29,7 @@ from kit.config import KitError, Profile
 
 HUGGING_FACE = "https://router.huggingface.co/v1"
 OnText = Callable[[str, str], None]  # called with ("thinking" or "text", the new piece)
+CONTROL = re.compile(r"<\|[^|>]*\|>|</?think>|<｜[^｜>]*｜>")  # what models read as structure and not as text
 
 
 class ContextOverflow(KitError):
@@ -114,7 +115,7 @@ class ChatModel(smolagents.Model):
         """
         with start_blocking_portal() as portal:
             self._running = portal.start_task_soon(
-                self._limited, messages, schema, think, max_tokens or self.max_tokens, stop
+                self._limited, inert(messages), schema, think, max_tokens or self.max_tokens, stop
             )
             if self.cancelled.is_set():
                 self._running.cancel()
@@ -367,6 +368,15 @@ def chat_model(profile: Profile, role: str, url: str = "") -> ChatModel:
         raise KitError(f"Profile {profile.name} has provider azure and no api_version; add one to the profile file.")
     budget = (profile.primary_tokens, profile.call_seconds)
     return OpenAIModel(name, base_url, profile.api_key, *budget, api_version=profile.api_version)
+
+
+def inert(value):
+    """Text, or what holds texts, without control tokens: nobody's words can end a turn or begin one."""
+    if isinstance(value, str):
+        return CONTROL.sub(" ", value)
+    if isinstance(value, dict):
+        return {key: inert(part) for key, part in value.items()}
+    return [inert(part) for part in value] if isinstance(value, list) else value
 
 
 def split_thoughts(text: str) -> tuple[str, str]:

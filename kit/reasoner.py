@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
-from kit.llm import ChatModel, read_json
+from kit.llm import ChatModel, inert, read_json
 from kit.retriever import Hit, cite, joined, pages
 
 SYSTEM = (
@@ -150,11 +150,11 @@ def plain_answer(model: ChatModel, question: str, hits: Sequence[Hit], max_token
 
 def prompt(question: str, hits: Sequence[Hit], notes: Sequence[Citation], ask: str) -> list[dict]:
     """The messages: what stays the same first, the passages next, the question last."""
-    found = [f"- {cite(note.source, note.page)}: {note.quote}" for note in notes]
+    found = [f"- {_named(note)}: {note.quote}" for note in notes]
     parts = ["Passages:", *_passages(hits), *(["Found before:\n" + "\n".join(found)] if found else [])]
     return [
         {"role": "system", "content": SYSTEM},
-        {"role": "user", "content": "\n\n".join([*parts, f"Question: {question}", ask])},
+        {"role": "user", "content": inert("\n\n".join([*parts, f"Question: {question}", ask]))},
     ]
 
 
@@ -176,7 +176,12 @@ SEARCH_SCHEMA = _object(search=_text(QUERY_LENGTH))  # asked for where no passag
 
 def _passages(hits: Sequence[Hit]) -> list[str]:
     """The passages under their sources, each named once, in the order in which they stand there."""
-    return [f"[{cite(page[0].source, page[0].page)}]\n{_inert(joined(page))}" for page in pages(hits)]
+    return [f"[{_named(page[0])}]\n{_plain(joined(page))}" for page in pages(hits)]
+
+
+def _named(place: Hit | Citation) -> str:
+    """A source and its page on one line: the title of a .jsonl row is anybody's text."""
+    return " ".join(cite(place.source, place.page).split())
 
 
 def find_quote(text: str, quote: str) -> str:
@@ -285,7 +290,6 @@ def turn(thinking: str, text: str, native: bool) -> dict:
     return {"role": "assistant", "content": f"{thinking}\n\n{text}"}
 
 
-def _inert(text: str) -> str:
-    """Passage text that cannot pass for a part of the prompt: no control tokens, no line that looks like a source."""
-    text = re.sub(r"<\|[^|>]*\|>|</?think>|<｜[^｜>]*｜>", " ", text)
+def _plain(text: str) -> str:
+    """Passage text without a line that looks like a source."""
     return re.sub(r"^\s*\[(.*)\]\s*$", r"(\1)", text, flags=re.MULTILINE)

@@ -34,7 +34,7 @@ from kit.llm import ContextOverflow
 from kit.retriever import Hit, Retriever
 from kit.threads import NoSuchThread, Threads
 
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
+LOOPBACK = ("127.0.0.1", "localhost")
 MAX_BODY = 64 * 1024  # bytes
 MAX_K = 100
 WAITING = 8  # questions that wait for their turn; more are refused
@@ -299,11 +299,12 @@ def run(app: FastAPI, host: str, port: int, say: Callable[[str], None]) -> None:
     Raises `KitError` where the port is not free.
     """
     try:
-        listener = socket.create_server((host, port))
+        listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except OSError as error:
         raise KitError(f"{host}:{port} cannot be served on ({error}); give another --port.") from error
     with listener:
-        say(f"{app.title} at http://{host}:{listener.getsockname()[1]}, described in /openapi.json; Ctrl-C ends it.")
+        name = f"[{host}]" if ":" in host else host
+        say(f"{app.title} at http://{name}:{listener.getsockname()[1]}, described in /openapi.json; Ctrl-C ends it.")
         config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=5)
         uvicorn.Server(config).run(sockets=[listener])
 

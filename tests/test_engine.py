@@ -271,6 +271,24 @@ def test_a_kept_server_is_found_again_until_it_is_stopped(profile, tmp_path):
     assert engine.answering_version(first.url) is None
 
 
+def test_two_that_begin_at_once_share_one_server(profile, tmp_path):
+    fake_binary(tmp_path / "bin" / "ollama")
+    found = []
+
+    def begin():
+        with engine.running(profile, keep=True) as server:
+            found.append(server.url)
+
+    kernels = [threading.Thread(target=begin) for _ in range(3)]
+    for kernel in kernels:
+        kernel.start()
+    for kernel in kernels:
+        kernel.join()
+    assert len(found) == 3 and len(set(found)) == 1
+    assert len(psutil.Process().children()) == 1
+    assert engine.stop(profile) is True and engine.answering_version(found[0]) is None
+
+
 def test_a_server_of_ours_that_died_comes_back_on_its_address(profile, tmp_path):
     fake_binary(profile.home / "engine" / "bin" / "ollama")
     (profile.home / "engine" / "engine.json").write_text(json.dumps({"version": "0.32.15", "source": "archive"}))

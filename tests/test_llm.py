@@ -1,6 +1,8 @@
 """The chat clients over a scripted server: what is sent, what comes back, and what is refused."""
 
 import json
+import os
+import signal
 import threading
 import time
 from dataclasses import replace
@@ -96,6 +98,16 @@ def test_a_cancelled_call_closes_the_connection(scripted):
         model.complete([{"role": "user", "content": "q"}])
     assert time.monotonic() - started < 2
     assert server.hung_up.wait(2), "the server still has its client: it would go on generating"
+
+
+def test_an_interrupt_in_the_middle_of_an_answer_ends_the_generation_and_the_next_call_is_clean(scripted):
+    server = scripted({"lines": say(*["x"] * 200), "pause": 0.05}, {"lines": say("fine")})
+    model = ollama(server)
+    threading.Timer(0.4, os.kill, (os.getpid(), signal.SIGINT)).start()  # what a notebook's stop button sends
+    with pytest.raises(KeyboardInterrupt):
+        model.complete([{"role": "user", "content": "q"}])
+    assert server.hung_up.wait(2), "the server still has its client: it would go on generating"
+    assert model.complete([{"role": "user", "content": "q"}]).text == "fine"
 
 
 def test_a_call_before_its_first_token_can_be_cancelled_too(scripted):

@@ -34,13 +34,18 @@ def documents(tmp_path_factory) -> dict:
     return {name: schemathesis.openapi.from_asgi("/openapi.json", app, headers=asked) for name, app in apps.items()}
 
 
+def test_what_is_sent_is_shown_by_example(documents):
+    for name, record in (("store", "Searching"), ("retriever", "Searching"), ("rag", "Asking")):
+        assert "examples" in str(documents[name].raw_schema["components"]["schemas"][record]), name
+
+
 @pytest.mark.parametrize("name", ["store", "retriever", "rag"])
 def test_no_request_breaks_a_service(documents, name):
     for found in documents[name].get_all_operations():
         operation = found.ok()
 
         @hypothesis.given(case=operation.as_strategy())
-        @hypothesis.settings(max_examples=10, deadline=None, derandomize=True, database=None)
+        @hypothesis.settings(max_examples=25, deadline=None, derandomize=True, database=None)
         def answered(case):
             case.call_and_validate(base_url=f"http://{HOST}", checks=(not_a_server_error,))
 

@@ -1,9 +1,13 @@
 """The real server, the real weights and the real index of the `ci` profile, from search to conversation."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
+import time
+from contextlib import ExitStack, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -36,6 +40,20 @@ DIALOGUES = (  # a question, its answer, what is asked next, and a word that a q
 LOOPBACK_ONLY = ["unshare", "--map-root-user", "--net", "sh", "-c", 'ip link set lo up && exec "$@"', "sh"]
 if not shutil.which("unshare") or subprocess.run([*LOOPBACK_ONLY, "true"], capture_output=True).returncode:
     LOOPBACK_ONLY = []
+cut_off = pytest.mark.skipif(not LOOPBACK_ONLY, reason="this machine gives no network of its own (unshare)")
+# Runs `kit`, and tells of every host but this one that Python code means to reach, also where that fails unseen.
+WATCHED = """
+import runpy, sys
+def watch(event, args):
+    if event not in ("socket.getaddrinfo", "socket.connect", "socket.sendto"):
+        return
+    address = args[0] if event == "socket.getaddrinfo" else args[1]
+    host = address[0] if isinstance(address, tuple) else address
+    if isinstance(host, str) and host and not host.startswith(("127.", "/")) and host not in ("::1", "localhost"):
+        print("OUTWARD", event, host, file=sys.stderr, flush=True)
+sys.addaudithook(watch)
+runpy.run_module("kit", run_name="__main__", alter_sys=True)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -151,12 +169,13 @@ def test_a_passage_that_gives_orders_is_not_obeyed(profile, assistant, tmp_path)
         assert "7:30" in poisoned.ask("When does the harbour office open?").answer
 
 
+@cut_off
 def test_from_outside_as_json_and_without_a_network(folder):
     command = [
         *LOOPBACK_ONLY,
         sys.executable,
-        "-m",
-        "kit",
+        "-c",
+        WATCHED,
         "ask",
         single(0)["question"],
         "--index",
@@ -173,6 +192,56 @@ def test_from_outside_as_json_and_without_a_network(folder):
         *("load_seconds", "engine_seconds", "search_seconds"),
     }
     assert "stand-in" in run.stderr, "who plays the reasoner is always said"
+    assert "OUTWARD" not in run.stderr
+
+
+def test_services_start_are_queried_and_reach_for_nothing_outside(folder):
+    for name in ("vector-store", "retriever"):
+        command = [sys.executable, "-c", WATCHED, "serve", name, "--port", "0", "--index", folder, "--profile", "ci"]
+        service = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        try:
+            told = iter(service.stderr.readline, "")
+            url = next(found[0] for line in told if (found := re.findall(r"http://127[\d.:]+", line)))
+            query = [sys.executable, "-m", "kit", "query", name, "fishing net", "--url", url, "--json"]
+            hits = json.loads(subprocess.run(query, capture_output=True, text=True, check=True).stdout)["hits"]
+            assert "annual-report-2022.pdf" in {hit["source"] for hit in hits}
+        finally:
+            service.terminate()
+            rest = service.communicate(timeout=60)[1]
+        assert "OUTWARD" not in rest and "Traceback" not in rest
+
+
+def wait_until_ready(url: str) -> None:
+    for _ in range(600):
+        with suppress(httpx.TransportError):
+            if httpx.get(url, trust_env=False).status_code == 200:
+                return
+        time.sleep(0.2)
+    raise TimeoutError(url)
+
+
+@pytest.mark.parametrize("who", ["Ollama's /v1", "llama-server"])
+def test_any_server_of_the_openai_protocol_answers(profile, server, retriever, free_port, who):
+    with ExitStack() as stack:
+        url, names = f"{server.url}/v1", [profile.model_name(role) for role in ("primary", "reasoner")]
+        if who == "llama-server":
+            program = profile.home / "engine" / "lib" / "ollama" / "llama-server"
+            if not program.is_file():
+                pytest.skip("the Ollama of this machine was not built here, so there is no llama-server")
+            (weights,) = (profile.home / "weights").glob("*1.5b*.gguf")
+            command = [program, "-m", weights, "--port", str(free_port), "-c", "8192", "-np", "1", "--no-webui"]
+            process = stack.enter_context(
+                subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            )
+            stack.callback(process.terminate)
+            url, names = f"http://127.0.0.1:{free_port}/v1", ["any", "any"]
+            wait_until_ready(f"http://127.0.0.1:{free_port}/health")
+        primary, reasoner = names
+        theirs = replace(profile, provider="openai", base_url=url, primary=primary, reasoner=reasoner)
+        pair = [chat_model(theirs, role) for role in models.ROLES]
+        answer = Assistant(theirs, *pair, retriever).ask(single(0)["question"])
+    assert answer.steps and answer.usage["prompt_tokens"] > 0 and answer.usage["output_tokens"] > 0
+    assert all(find_quote(joined(retriever.passages([s])), s["quote"]) for s in answer.sources)
 
 
 def test_a_lean_model_is_asked_with_the_text_that_it_was_trained_on(profile, server):

@@ -20,7 +20,7 @@ from kit.agent import Assistant
 from kit.client import Client
 from kit.config import PROFILES, KitError
 from kit.index import Index
-from kit.llm import ContextOverflow
+from kit.llm import ContextOverflow, OllamaModel
 from kit.retriever import Retriever
 from kit.threads import Threads
 
@@ -170,6 +170,8 @@ def test_half_a_character_and_a_large_body_are_refused(threads):
     json_type = {"Content-Type": "application/json"}
     assert client.post("/ask", content=b'{"question": "\\ud800"}', headers=json_type).status_code == 422
     assert client.post("/ask", json={"question": "a" * 100_000}).status_code == 413
+    in_pieces = (b"a" * 1000 for _ in range(100))  # that do not say how many they will be
+    assert client.post("/ask", content=in_pieces, headers=json_type).status_code == 413
     assert client.get(f"/threads/{NO_THREAD}").status_code == 404
     assert client.get("/threads/..%2f..%2fetc%2fpasswd").status_code == 404
 
@@ -209,6 +211,29 @@ def test_whoever_leaves_stops_the_generation(threads, path):
         assert httpx.get(f"{url}/health", trust_env=False).status_code == 200
 
 
+def test_whoever_leaves_while_tokens_are_written_stops_the_engine(threads, scripted):
+    line = {"message": {"role": "assistant", "content": "word "}, "done": False}
+    engine = scripted({"json": {"capabilities": []}}, {"lines": [line] * 600, "pause": 0.05})
+    reasoner = OllamaModel("m", engine.url, num_ctx=8192)
+    with served(service.rag(Desk(reasoner), threads)) as url:
+        asked = {"question": "What is the rent?"}
+        with httpx.stream("POST", f"{url}/ask/stream", json=asked, timeout=20, trust_env=False) as response:
+            assert any("event: token" in line for line in response.iter_lines())
+            assert not engine.hung_up.is_set()
+        left = time.monotonic()
+        assert engine.hung_up.wait(5)
+        assert time.monotonic() - left < 1
+
+
+def test_an_answer_that_takes_too_long_is_given_up(threads, monkeypatch):
+    monkeypatch.setattr(service, "SECONDS", 0.5)
+    for path, status, said in (("/ask", 504, "no answer within"), ("/ask/stream", 200, "event: error")):
+        slow = Slow()
+        refused = TestClient(service.rag(Desk(slow), threads)).post(path, json={"question": "What is the rent?"})
+        assert refused.status_code == status and said in refused.text
+        assert slow.left.wait(5), "the generation is stopped"
+
+
 def test_some_wait_and_the_rest_is_sent_away(threads):
     slow = Slow()
     with served(service.rag(Desk(slow), threads, waiting=1)) as url:
@@ -233,8 +258,13 @@ def test_answers_of_threads_are_not_mixed_up(threads):
             return [hit("a", f"The word is {query}.")]
 
     class Echo(FakeChat):
+        writing, most = 0, 0  # generations at the same time
+
         async def _send(self, messages, schema, *rest):
+            Echo.writing += 1
+            Echo.most = max(Echo.most, Echo.writing)
             await anyio.sleep(0.01)
+            Echo.writing -= 1
             word = re.findall(r"canary\d+", str(messages))[-1]
             self.replies = [call(word) if schema and "action" in str(schema) else {"words": [word]} if schema else word]
             return await super()._send(messages, schema, *rest)
@@ -256,6 +286,7 @@ def test_answers_of_threads_are_not_mixed_up(threads):
         for asker in askers:
             asker.join()
     assert answers == {number: [f"canary{number}{turn}" for turn in range(3)] for number in range(10, 20)}
+    assert Echo.most == 1, "one answer is made at a time"
 
 
 @pytest.fixture
