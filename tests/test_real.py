@@ -1,10 +1,12 @@
 """The real server, the real weights and the real index of the `ci` profile, from search to conversation."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from contextlib import ExitStack, suppress
 from dataclasses import replace
@@ -19,7 +21,7 @@ from kit import engine, finetune, forcing, models
 from kit.agent import SYSTEM, Assistant
 from kit.config import load_profile
 from kit.index import Embedder, Index
-from kit.llm import ContextOverflow, chat_model
+from kit.llm import Cancelled, ContextOverflow, chat_model
 from kit.reasoner import find_quote
 from kit.retriever import Retriever, joined
 
@@ -148,6 +150,15 @@ def test_a_prompt_beyond_the_window_is_refused_with_both_numbers(primary):
     assert caught.value.prompt_tokens > 10_000 and caught.value.window == 8192
 
 
+def test_a_prompt_that_nobody_waits_for_is_not_read_to_its_end(primary):
+    threading.Timer(4, primary.cancel).start()
+    with pytest.raises(Cancelled):
+        primary.complete([{"role": "user", "content": "word " * 7000}])  # more than a minute of reading
+    left = time.monotonic()
+    primary.complete([{"role": "user", "content": "Say yes."}], max_tokens=1)
+    assert time.monotonic() - left < 15, "the engine still reads for somebody who has gone"
+
+
 def test_the_system_prompt_is_at_most_400_tokens(primary):
     messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": ""}]
     assert primary.complete(messages, max_tokens=1).usage.prompt_tokens <= 400
@@ -193,6 +204,24 @@ def test_from_outside_as_json_and_without_a_network(folder):
     }
     assert "stand-in" in run.stderr, "who plays the reasoner is always said"
     assert "OUTWARD" not in run.stderr
+
+
+def linked(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another disk
+        shutil.copy2(source, target)
+
+
+@cut_off
+def test_a_copied_home_is_all_that_another_machine_needs(profile, tmp_path):
+    home, left = tmp_path / "home", shutil.ignore_patterns("index*", "notebooks", "threads", "logs", "server.json")
+    shutil.copytree(profile.home, home, copy_function=linked, ignore=left, symlinks=True)
+    env = {name: value for name, value in os.environ.items() if name != "OLLAMA_HOST"} | {"KIT_HOME": str(home)}
+    command = [*LOOPBACK_ONLY, sys.executable, "-c", WATCHED, "setup", "--profile", "ci", "--json"]
+    run = subprocess.run(command, capture_output=True, text=True, env=env, timeout=600)
+    assert run.returncode == 0 and "OUTWARD" not in run.stderr, run.stderr
+    assert {model["role"] for model in json.loads(run.stdout)["models"]} == {"primary", "reasoner", "embedding"}
 
 
 def test_services_start_are_queried_and_reach_for_nothing_outside(folder):

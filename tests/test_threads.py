@@ -1,13 +1,19 @@
 """Conversations in SQLite, and what a `kill -9` leaves of them."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
+import threading
 import time
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
+from kit.client import Client
+from kit.config import KitError
 from kit.threads import NoSuchThread, Threads
 
 WRITER = """
@@ -19,6 +25,17 @@ print(id, flush=True)
 for number in range(100_000):
     threads.add("", id, f"question {number}", {"answer": "x" * 2000})
     print(number, flush=True)
+"""
+
+
+SERVICE = """
+import sys
+sys.path.insert(0, sys.argv[2])
+from test_service import Desk
+from kit import service
+from kit.threads import Threads
+app = service.rag(Desk(), Threads(sys.argv[1]), waiting=50)
+service.run(app, "127.0.0.1", 0, lambda line: print(line, flush=True))
 """
 
 
@@ -68,3 +85,31 @@ def test_no_acknowledged_turn_is_lost_by_a_kill(tmp_path, round):
     kept = [turn["question"] for turn in Threads(path).turns("", id)]
     assert kept == [f"question {number}" for number in range(len(kept))]
     assert len(kept) > max([5 * round, *told])
+
+
+def test_no_acknowledged_answer_of_the_service_is_lost_by_a_kill(tmp_path):
+    path, told = tmp_path / "threads.sqlite", []
+    command = [sys.executable, "-c", SERVICE, str(path), str(Path(__file__).parent)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as service:
+        url = re.search(r"http://[\d.:]+", service.stdout.readline())[0]
+
+        def ask(name: str) -> None:
+            client = Client(url)
+            thread = client.new_thread()["id"]
+            with suppress(KitError):  # the service is gone
+                for number in range(1000):
+                    question = f"{name}, question {number}"
+                    client.ask(question, thread)
+                    told.append((thread, question))
+
+        askers = [threading.Thread(target=ask, args=(name,)) for name in ("ann", "bob", "eve")]
+        for asker in askers:
+            asker.start()
+        while len(told) < 6:
+            time.sleep(0.01)
+        os.kill(service.pid, signal.SIGKILL)
+        for asker in askers:
+            asker.join()
+    kept = Threads(path)
+    for thread, question in told:
+        assert question in [turn["question"] for turn in kept.turns("", thread)]

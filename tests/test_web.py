@@ -99,6 +99,18 @@ def test_the_passages_come_with_an_answer_where_they_are_wanted(place):
 
 
 @in_a_browser
+def test_clear_forgets_what_was_said(place):
+    opened = place.open()
+    ask(opened, "My secret is a blue clock.")
+    says(opened, "48,000")
+    opened.get_by_role("button", name="Clear", exact=True).last.click()
+    expect(opened.get_by_text("48,000", exact=True)).to_have_count(0, timeout=PATIENCE)
+    ask(opened, "What is my secret?")
+    says(opened, "48,000")
+    assert "blue clock" not in str(place.assistants[0].primary.asked[-1]["messages"])
+
+
+@in_a_browser
 def test_visitors_do_not_see_each_other(place):
     one, other = place.open(), place.open()
     ask(one, "My secret is a blue clock.")
