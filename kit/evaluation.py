@@ -327,13 +327,11 @@ def retrieval(questions: Iterable[dict], search: Callable[[str, int], Sequence],
 
 def plot(summary: dict, out: str | Path) -> list[Path]:
     """Write `answers.png` (exact match and F1 with intervals) and `cost.png` (seconds and tokens) into `out`."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+    from matplotlib.figure import Figure  # and no pyplot, whose state belongs to the notebook that calls
 
     modes = summary["modes"]
-    figure, axis = plt.subplots(figsize=(6, 3.2), layout="constrained")
+    figure = Figure(figsize=(6, 3.2), layout="constrained")
+    axis = figure.subplots()
     for offset, (measure, label) in enumerate((("em", "exact match"), ("f1", "token F1"))):
         heights = [modes[mode][measure] or 0 for mode in modes]
         ends = [modes[mode][f"{measure}_ci"] or (height, height) for mode, height in zip(modes, heights, strict=True)]
@@ -345,8 +343,8 @@ def plot(summary: dict, out: str | Path) -> list[Path]:
     axis.set(xticks=range(len(modes)), xticklabels=list(modes), ylim=(0, 1), ylabel="share of answerable questions")
     axis.legend(loc="upper left")
     figure.savefig(Path(out) / "answers.png", dpi=150)
-    plt.close(figure)
-    figure, axes = plt.subplots(1, 2, figsize=(7, 2.8), layout="constrained")
+    figure = Figure(figsize=(7, 2.8), layout="constrained")
+    axes = figure.subplots(1, 2)
     axes[0].barh(list(modes), [modes[mode]["seconds_p50"] or 0 for mode in modes])
     axes[0].set(xlabel="seconds for a question (median)")
     left = np.zeros(len(modes))
@@ -359,7 +357,6 @@ def plot(summary: dict, out: str | Path) -> list[Path]:
     for axis in axes:
         axis.invert_yaxis()
     figure.savefig(Path(out) / "cost.png", dpi=150)
-    plt.close(figure)
     return [Path(out) / "answers.png", Path(out) / "cost.png"]
 
 

@@ -284,17 +284,14 @@ def _plain(config) -> dict:
 
 def _plot(losses: list[dict], lengths: list[int], block: int, out: Path) -> None:
     """`loss.png`, the loss at each step, and `tokens.png`, how long the rows are."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+    from matplotlib.figure import Figure  # and no pyplot, whose state belongs to the notebook that calls
 
     for name, label, draw in (
         ("loss.png", ("step", "loss"), lambda a: a.plot([r["step"] for r in losses], [r["loss"] for r in losses])),
         ("tokens.png", ("tokens", "rows"), lambda a: (a.hist(lengths, 30), a.axvline(block, color="grey"))),
     ):
-        figure, axis = plt.subplots(figsize=(6, 2.8), layout="constrained")
+        figure = Figure(figsize=(6, 2.8), layout="constrained")
+        axis = figure.subplots()
         draw(axis)
         axis.set(xlabel=label[0], ylabel=label[1])
         figure.savefig(out / name, dpi=150)
-        plt.close(figure)

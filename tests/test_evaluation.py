@@ -172,7 +172,8 @@ def test_retrieval_counts_a_place_once_at_its_best_rank():
     assert evaluation.retrieval([UNKNOWN], lambda query, k: [], 4)["mrr"] is None
 
 
-def test_plots_are_written(tmp_path):
+def test_plots_are_written_and_those_of_the_caller_left_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr("matplotlib.use", None)  # called in a notebook, it would hide every plot after it
     rows = [{"id": "q", "mode": mode, **said(), "error": ""} for mode in ("rag", "agentic")]
     for path in evaluation.plot(evaluation.summarize([GOLD], rows), tmp_path):
         assert path.read_bytes().startswith(b"\x89PNG")
