@@ -240,6 +240,21 @@ def test_services_start_are_queried_and_reach_for_nothing_outside(folder):
         assert "OUTWARD" not in rest and "Traceback" not in rest
 
 
+def test_a_lean_model_is_asked_with_the_text_that_it_was_trained_on(profile, server):
+    recipe = models.parse_modelfile(finetune.MODELFILE.format(weights="x", num_ctx=profile.num_ctx))
+    client = ollama.Client(server.url, trust_env=False)
+    client.create("kit-test-lean", from_=profile.model_name("primary"), template=recipe["template"])
+    messages = [{"role": "system", "content": "S"}, {"role": "user", "content": "Q"}]
+    told = {"model": "kit-test-lean", "stream": False, "_debug_render_only": True}  # shows the prompt, and asks nothing
+    try:
+        for said in ([], [{"role": "assistant", "content": "The answer"}]):
+            reply = httpx.post(f"{server.url}/api/chat", json=told | {"messages": messages + said}, trust_env=False)
+            rendered = reply.json()["_debug_info"]["rendered_template"]
+            assert rendered == forcing.chatml(messages) + "".join(turn["content"] for turn in said)
+    finally:
+        client.delete("kit-test-lean")
+
+
 def wait_until_ready(url: str) -> None:
     for _ in range(600):
         with suppress(httpx.TransportError):
@@ -249,6 +264,7 @@ def wait_until_ready(url: str) -> None:
     raise TimeoutError(url)
 
 
+# The last one: behind it Ollama was seen to close an open turn that it had left open before.
 @pytest.mark.parametrize("who", ["Ollama's /v1", "llama-server"])
 def test_any_server_of_the_openai_protocol_answers(profile, server, retriever, free_port, who):
     with ExitStack() as stack:
@@ -271,18 +287,3 @@ def test_any_server_of_the_openai_protocol_answers(profile, server, retriever, f
         answer = Assistant(theirs, *pair, retriever).ask(single(0)["question"])
     assert answer.steps and answer.usage["prompt_tokens"] > 0 and answer.usage["output_tokens"] > 0
     assert all(find_quote(joined(retriever.passages([s])), s["quote"]) for s in answer.sources)
-
-
-def test_a_lean_model_is_asked_with_the_text_that_it_was_trained_on(profile, server):
-    recipe = models.parse_modelfile(finetune.MODELFILE.format(weights="x", num_ctx=profile.num_ctx))
-    client = ollama.Client(server.url, trust_env=False)
-    client.create("kit-test-lean", from_=profile.model_name("primary"), template=recipe["template"])
-    messages = [{"role": "system", "content": "S"}, {"role": "user", "content": "Q"}]
-    told = {"model": "kit-test-lean", "stream": False, "_debug_render_only": True}  # shows the prompt, and asks nothing
-    try:
-        for said in ([], [{"role": "assistant", "content": "The answer"}]):
-            reply = httpx.post(f"{server.url}/api/chat", json=told | {"messages": messages + said}, trust_env=False)
-            rendered = reply.json()["_debug_info"]["rendered_template"]
-            assert rendered == forcing.chatml(messages) + "".join(turn["content"] for turn in said)
-    finally:
-        client.delete("kit-test-lean")

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import subprocess
+import sys
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -140,7 +141,7 @@ def test_no_dependency_reports_home(tmp_path):
         "print(type(trace.get_tracer_provider()).__name__)"
     )
     env = os.environ | {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9"}
-    run = subprocess.run(["python", "-c", code], capture_output=True, text=True, cwd=ROOT, env=env, check=True)
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env=env, check=True)
     assert run.stdout.strip() == "ProxyTracerProvider", "nobody has set up an exporter"
 
 
