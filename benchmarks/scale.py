@@ -32,6 +32,7 @@ from chromadb.config import Settings
 from ingest import write_passages
 from machine import machine
 
+from kit import evaluation
 from kit.config import load_profile
 from kit.corpus import Document, split
 from kit.index import Embedder
@@ -49,7 +50,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
     args = parser.parse_args()
     ROWS.parent.mkdir(exist_ok=True)
-    rows = [json.loads(line) for line in ROWS.read_text().splitlines()] if ROWS.exists() else []
+    rows = evaluation.read_rows(ROWS)
     for workers in args.workers:
         if not any((row["passages"], row["workers"]) == (args.passages, workers) for row in rows):
             rows.append(ingest(args.passages, workers))

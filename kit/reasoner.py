@@ -219,9 +219,10 @@ def _told(quotes: Sequence[str], question: str, hits: Sequence[Hit]) -> list[Cit
     stated = [
         (
             Citation(page[0].id, page[0].source, page[0].page, " ".join(statement.split())),
-            _words(statement) | _words(page[0].source),
+            _words(statement) | named,
         )
         for page in (pages(hits) if quotes else [])
+        for named in [_words(page[0].source)]
         for statement in _statements(joined(page))
     ]
     return [meant for quote in quotes if (meant := _meant(quote, stated))]
