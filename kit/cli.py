@@ -236,13 +236,17 @@ def _add_serving(actions) -> None:
     asked = actions.add_parser("query", help=summary, description=summary).add_subparsers(
         dest="what", required=True, metavar="WHAT"
     )
-    for name, (text, about, *_) in commands.QUERIES.items():
-        query = _command(asked, name, commands.query, about, *[_k] * (text == "QUERY"))
-        query.add_argument("--url", metavar="URL", help="of the service (default: this machine, its usual port)")
-        if text:
-            query.add_argument("text", metavar=text)
+    for name, query in commands.QUERIES.items():
+        sub = _command(asked, name, commands.query, query.about, *[_k] * (query.text == "QUERY"))
+        sub.add_argument("--url", metavar="URL", help="of the service (default: this machine, its usual port)")
+        if query.text:
+            sub.add_argument("text", metavar=query.text)
+        if name == "passages":
+            sub.add_argument("--page", type=_positive, metavar="N", help="only this page of it")
+        if name == "documents":
+            sub.add_argument("--n", type=_positive, default=3, metavar="N", help="documents, at most (default: 3)")
         if name == "rag":
-            query.add_argument("--thread", default="", metavar="ID", help="the conversation that it belongs to")
+            sub.add_argument("--thread", default="", metavar="ID", help="the conversation that it belongs to")
 
 
 def _positive(text: str) -> int:

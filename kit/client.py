@@ -28,6 +28,15 @@ class Client:
         """`{hits}` of a vector store or a retriever."""
         return self._call("POST", "/search", json={"query": query, "k": k})
 
+    def passages(self, source: str, page: int | None = None) -> dict:
+        """`{hits}`: every passage that a vector store holds of a source, or of one page of it."""
+        asked = {"source": source} | ({"page": page} if page else {})
+        return self._call("GET", "/passages", params=asked)
+
+    def documents(self, query: str, k: int, n: int) -> dict:
+        """`{hits}` of a retriever: the first `n` documents that have a passage among the `k` best, whole."""
+        return self._call("POST", "/documents", params={"n": n}, json={"query": query, "k": k})
+
     def ask(self, question: str, thread: str = "", on_event: Callable[[str, dict], None] | None = None) -> dict:
         """What `kit ask --json` prints; `on_event` gets every `step` and `token` as it comes."""
         asked = {"question": question} | ({"thread": thread} if thread else {})

@@ -9,8 +9,9 @@ import hashlib
 import json
 import sys
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from kit.client import PORTS
@@ -126,10 +127,9 @@ def serve(args, profile) -> int:
 def query(args, profile) -> int:
     from kit.client import Client
 
-    service = args.what if args.what in PORTS else "rag"
-    client = Client(args.url or f"http://127.0.0.1:{PORTS[service]}", next(iter(service_tokens()), ""))
-    _, _, ask, text = QUERIES[args.what]
-    _print(args, ask(client, args, profile), text)
+    asked = QUERIES[args.what]
+    client = Client(args.url or f"http://127.0.0.1:{PORTS[asked.service]}", next(iter(service_tokens()), ""))
+    _print(args, asked.ask(client, args, profile), asked.show)
     return 0
 
 
@@ -405,34 +405,64 @@ def _found(client, args, profile) -> dict:
     return client.search(args.text, args.k or profile.k)
 
 
-QUERIES = {  # what `kit query` asks: its argument, what it is, how it is asked, and how it is shown
-    "vector-store": ("QUERY", "Passages near to a query by meaning.", _found, _search_text),
-    "retriever": ("QUERY", "Passages by meaning and by words.", _found, _search_text),
-    "rag": (
+@dataclass(frozen=True)
+class Query:
+    """What `kit query` asks of `service`: its argument, what it is, how it is asked, and how it is shown."""
+
+    service: str
+    text: str
+    about: str
+    ask: Callable
+    show: Callable[[dict], str]
+
+
+QUERIES = {
+    "vector-store": Query("vector-store", "QUERY", "Passages near to a query by meaning.", _found, _search_text),
+    "passages": Query(
+        "vector-store",
+        "SOURCE",
+        "Every passage of a source, as the index holds them.",
+        lambda client, args, _: client.passages(args.text, args.page),
+        _search_text,
+    ),
+    "retriever": Query("retriever", "QUERY", "Passages by meaning and by words.", _found, _search_text),
+    "documents": Query(
+        "retriever",
+        "QUERY",
+        "Whole documents, found by their passages.",
+        lambda client, args, profile: client.documents(args.text, args.k or profile.k, args.n),
+        _search_text,
+    ),
+    "rag": Query(
+        "rag",
         "QUESTION",
         "An answer, with its sources; what is done and written shows on a terminal.",
         lambda client, args, _: client.ask(args.text, args.thread, _written),
         _rag_text,
     ),
-    "new-thread": (
+    "new-thread": Query(
+        "rag",
         "",
         "Begin a conversation; prints its id, for `kit query rag --thread`.",
         lambda client, *_: client.new_thread(),
         lambda result: result["id"],
     ),
-    "threads": (
+    "threads": Query(
+        "rag",
         "",
         "The conversations that are kept.",
         lambda client, *_: {"threads": client.threads()},
         lambda result: "\n".join(map(_thread_text, result["threads"])),
     ),
-    "history": (
+    "history": Query(
+        "rag",
         "ID",
         "The questions and answers of a conversation.",
         lambda client, args, _: {"turns": client.history(args.text)},
         lambda result: "\n\n".join(f"> {t['question']}\n{t['answer']['answer']}" for t in result["turns"]),
     ),
-    "clear": (
+    "clear": Query(
+        "rag",
         "ID",
         "Forget a conversation.",
         lambda client, args, _: _forget(client, args.text),

@@ -1,4 +1,4 @@
-"""Budget forcing: hold a model to a number of tokens of thought, no fewer and no more.
+"""Budget forcing: hold a model to a number of tokens of thought, and make it go on where it would stop early.
 
 After Muennighoff et al., s1: Simple test-time scaling (arXiv 2501.19393). Thoughts are written raw, as
 the continuation of a text. Where the model wants to end them early, the end is thrown away and a word

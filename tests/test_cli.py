@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from test_service import Desk, served
+from test_service import Desk, apps, index_of, served
 
 from kit import service
 from kit.cli import main
@@ -114,3 +114,21 @@ def test_a_service_is_asked_and_its_answer_printed(capsys, monkeypatch, tmp_path
         assert query("threads").startswith(f"{thread}  1 turns  What is the rent?")
         assert "forgotten" in query("clear", thread)
         assert json.loads(query("threads", "--json")) == {"threads": []}
+
+
+@pytest.mark.parametrize(
+    ("name", "argv", "sources"),
+    [
+        ("vector-store", ["vector-store", "rye bread", "--k", "1"], ["bread.md"]),
+        ("vector-store", ["passages", "tides.txt"], ["tides.txt"]),
+        ("retriever", ["retriever", "rye bread", "--k", "1"], ["bread.md"]),
+        ("retriever", ["documents", "rye bread", "--n", "1"], ["bread.md"]),
+    ],
+)
+def test_every_route_of_the_store_and_the_retriever_is_asked(capsys, home, name, argv, sources):
+    retriever = index_of(home, {"tides.txt": "High water is at noon.", "bread.md": "Rye bread is of flour and salt."})
+    with served(apps(retriever, Threads(home / "t.sqlite"))[name]) as url:
+        status, out, _ = run(capsys, "query", *argv, "--url", url, "--profile", "ci", "--json")
+        assert status == 0 and [hit["source"] for hit in json.loads(out)["hits"]] == sources
+        status, _, err = run(capsys, "query", "passages", "nowhere.pdf", "--url", url, "--profile", "ci")
+        assert status == 1 and "404" in err

@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import anyio
 import httpx
@@ -54,6 +55,25 @@ class Desk:
         reasoner = self.reasoner or Typing("The passage states it.", *found("48,000", PASSAGE))
         self.made.append(Assistant(PROFILES["ci"], primary, reasoner, FakeRetriever([hit("a", PASSAGE)])))
         return self.made[-1]
+
+
+def index_of(folder: Path, texts: dict[str, str]) -> Retriever:
+    """Retrieval over files of these texts, embedded by a fake."""
+    for name, text in texts.items():
+        (folder / "docs").mkdir(parents=True, exist_ok=True)
+        (folder / "docs" / name).write_text(text, encoding="utf-8")
+    with Index.create(folder / "index", FakeEmbedder(), 300, 20) as index:
+        index.ingest([folder / "docs"])
+    return Retriever(Index.open(folder / "index", FakeEmbedder()))
+
+
+def apps(retriever: Retriever, threads: Threads, tokens=()) -> dict:
+    """Each service by its name in `kit serve`."""
+    return {
+        "vector-store": service.vector_store(retriever, tokens),
+        "retriever": service.retrieval(retriever, tokens),
+        "rag": service.rag(Desk(), threads, tokens),
+    }
 
 
 def TestClient(app, **more) -> testclient.TestClient:
@@ -291,13 +311,8 @@ def test_answers_of_threads_are_not_mixed_up(threads):
 
 @pytest.fixture
 def retriever(tmp_path) -> Retriever:
-    (tmp_path / "docs").mkdir()
-    (tmp_path / "docs" / "tides.txt").write_text("The harbour tide table gives high water at noon.")
-    (tmp_path / "docs" / "bread.md").write_text("Rye bread is baked from flour, water and salt.")
-    embedder = FakeEmbedder()
-    with Index.create(tmp_path / "index", embedder, 200, 20) as index:
-        index.ingest([tmp_path / "docs"])
-    return Retriever(Index.open(tmp_path / "index", embedder))
+    texts = {"tides.txt": "The harbour tide table gives high water at noon."}
+    return index_of(tmp_path, texts | {"bread.md": "Rye bread is baked from flour, water and salt."})
 
 
 def test_the_store_and_the_retriever_search(retriever):
