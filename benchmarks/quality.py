@@ -2,10 +2,14 @@
 
     python benchmarks/quality.py                           the test questions of data/, all modes
     python benchmarks/quality.py --split dev --modes rag,agentic --limit 20
+    python benchmarks/quality.py --report published/quality-test.jsonl   rows that are there; nobody is asked
 
-All modes answer a question one after the other, on the same engine, weights and machine. Rows are
-appended to benchmarks/results/quality-SPLIT/ as they are made, so a stopped run goes on where it was.
-Prints one JSON object, and writes the plots beside the rows.
+All modes answer a question one after the other, on the same engine, weights and machine. `rag-forced` and
+`gold-forced` are `rag` and `gold` without the way out "not in the documents"; they read what the mode before them
+read, so the engine has it already, and their seconds say nothing. Rows are appended to
+benchmarks/results/quality-SPLIT/ as they are made, so a stopped run goes on where it was. Prints one JSON object,
+in which questions over one place of the documents are of type `one` and those over several are of type `several`,
+and writes the plots beside the rows.
 """
 
 import argparse
@@ -20,7 +24,7 @@ from machine import machine
 from original import Original
 
 from kit import agent, engine, evaluation, llm, reasoner, retriever
-from kit.agent import MODES, Assistant
+from kit.agent import Assistant
 from kit.config import Profile, load_profile
 from kit.index import Embedder, Index
 from kit.llm import chat_model
@@ -28,7 +32,9 @@ from kit.retriever import Retriever
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"
-ALL = ("original", *MODES, "gold")
+# `closed` between `rag` and `reasoner`, so that the passages of the one are not in the engine's cache for the other.
+ALL = ("original", "rag", "rag-forced", "closed", "reasoner", "agentic", "gold", "gold-forced")
+FORCED = reasoner.PLAIN.partition(" If ")[0]
 
 
 def main() -> None:
@@ -36,9 +42,14 @@ def main() -> None:
     parser.add_argument("--split", choices=("dev", "test"), default="test")
     parser.add_argument("--modes", default=",".join(ALL), help=f"of {', '.join(ALL)}")
     parser.add_argument("--limit", type=int, help="only the first N questions of each type")
+    parser.add_argument("--report", type=Path, help="rows of an earlier run to make figures of")
     args = parser.parse_args()
     asked = questions(args.split, args.limit)
-    print(json.dumps({"machine": machine(), **measured(asked, args.modes.split(","), args.split)}, indent=2))
+    if args.report:
+        figures = figures_of(asked, evaluation.read_rows(args.report))
+    else:
+        figures = {"machine": machine(), **measured(asked, args.modes.split(","), args.split)}
+    print(json.dumps(figures, indent=2))
 
 
 def questions(split: str, limit: int | None, path: Path = ROOT / "data" / "questions.jsonl") -> list[dict]:
@@ -63,17 +74,88 @@ def measured(asked: list[dict], modes: list[str], split: str) -> dict:
 
         def answer(question: dict, mode: str) -> dict:
             if mode == "original":
-                return original.ask(question["question"])
+                found = original.ask(question["question"])
+                _warm(assistant)  # /v1 loads the model with other options, and the next mode is not to pay for that
+                return found
+            if mode.endswith("-forced"):
+                return _forced(assistant, question, mode.removesuffix("-forced"))
             replies.clear()
-            return assistant.answer(question, mode) | _calls(assistant, replies)
+            found = assistant.answer(question, mode)
+            return found | _calls(assistant, replies) | _quoted(assistant.retriever, found)
 
         settings = {"profile": profile.name, "k": profile.k, "chunk_size": profile.chunk_size, "kit": _answering()}
         rows = evaluation.run(asked, modes, answer, out, settings, lambda error: engine.revive(server, profile))
-        result = evaluation.summarize(asked, rows)
+        result = figures_of(asked, rows)
         result["retrieval"] = evaluation.retrieval(asked, assistant.retriever.search, profile.k)
-    evaluation.plot(result, out)
-    agentic = [row for row in rows if row["mode"] == "agentic"]
-    return {"stand_in_reasoner": profile.stand_in, "split": split, **_cleanness(agentic), **result}
+    timed = {mode: figures for mode, figures in result["modes"].items() if not mode.endswith("-forced")}
+    evaluation.plot({**result, "modes": timed}, out)
+    return {"stand_in_reasoner": profile.stand_in, "split": split, **result}
+
+
+def figures_of(asked: list[dict], rows: list[dict]) -> dict:
+    """What `kit evaluate` prints of `rows`, questions grouped by whether their evidence stands in one place."""
+    asked = [{**row, "type": "several" if len(row["sources"]) > 1 else "one"} for row in asked]
+    done = {row["id"] for row in asked}
+    agentic = [row for row in rows if row["mode"] == "agentic" and row["id"] in done]
+    summary = evaluation.summarize(asked, rows)
+    return {**_cleanness(agentic), "claims": _claims(summary), **summary}
+
+
+def _claims(summary: dict) -> dict:
+    """What is said of the agentic mode, in figures: beside the original flow, and between plain RAG and its ceiling.
+
+    `closed` is the share of the distance from plain RAG to the gold passages (1 is all of it), over the questions
+    whose evidence stands in several places; None where there is no distance.
+    """
+    modes = summary["modes"]
+    claims: dict = {}
+    if {"original", "agentic"} <= modes.keys():
+        ours, theirs = modes["agentic"], modes["original"]
+        tokens = [mode["prompt_tokens"] + mode["output_tokens"] for mode in (ours, theirs)]
+        claims["beside_original"] = {
+            "right": [ours["em"], theirs["em"]],
+            "share_of_seconds": round(ours["seconds_p50"] / theirs["seconds_p50"], 3),
+            "share_of_tokens": round(tokens[0] / tokens[1], 3),
+        }
+    for plain, ceiling in (("rag", "gold"), ("rag-forced", "gold-forced")):
+        if {plain, ceiling, "agentic"} <= modes.keys():
+            claims[f"beside_{plain}"] = {measure: _closed(summary, plain, ceiling, measure) for measure in ("em", "f1")}
+    return claims
+
+
+def _closed(summary: dict, plain: str, ceiling: str, measure: str) -> dict:
+    low, here, high = (
+        summary["modes"][mode]["by_type"].get("several", {}).get(measure) for mode in (plain, "agentic", ceiling)
+    )
+    tests = {
+        pair["type"]: {key: pair[key] for key in ("delta", "ci", "p")}
+        for pair in summary["paired"]
+        if (pair["a"], pair["b"], pair["measure"]) == (plain, "agentic", measure)
+    }
+    closed = round((here - low) / (high - low), 3) if None not in (low, here, high) and high > low else None
+    return {plain: low, "agentic": here, ceiling: high, "closed": closed, **tests}
+
+
+def _forced(assistant: Assistant, question: dict, mode: str) -> dict:
+    """The answer of `rag` or `gold` where the prompt leaves no way out."""
+    search = assistant.retriever
+    gold = mode == "gold"
+    hits = search.passages(question["sources"]) if gold else search.search(question["question"], assistant.profile.k)
+    messages = reasoner.prompt(question["question"], hits, (), FORCED)
+    reply = assistant.primary.complete(messages, max_tokens=assistant.profile.answer_tokens)
+    sources = [{"source": hit.source, "page": hit.page, "quote": ""} for hit in hits]
+    return {"answer": reply.text.strip(), "answered": True, "sources": sources, "usage": {}, "seconds": 0.0}
+
+
+def _quoted(search: Retriever, found: dict) -> dict:
+    """How many quotes an answer has, and how many of them stand word for word in what the index has of their place."""
+    quotes = [source for source in found["sources"] if source["quote"]]
+    stand = [
+        any(reasoner.find_quote(retriever.joined(page), source["quote"]) for page in retriever.pages(hits))
+        for source in quotes
+        for hits in [search.passages([source])]
+    ]
+    return {"quotes": len(stand), "quotes_found": sum(stand)}
 
 
 @contextmanager
@@ -82,10 +164,14 @@ def warm_assistant(profile: Profile) -> Iterator[tuple[Assistant, engine.Engine]
     with engine.running(profile) as server:
         models = [chat_model(profile, role, server.url) for role in ("primary", "reasoner")]
         assistant = Assistant(profile, *models, Retriever(Index.open(profile.index, Embedder(profile.embedding_path))))
-        for model in models:
-            model.complete([{"role": "user", "content": "Hello"}], max_tokens=1)
+        _warm(assistant)
         assistant.retriever.search("warm", 1)
         yield assistant, server
+
+
+def _warm(assistant: Assistant) -> None:
+    for model in (assistant.primary, assistant.reasoner.model):
+        model.complete([{"role": "user", "content": "Hello"}], max_tokens=1)
 
 
 def _answering() -> str:
@@ -131,6 +217,8 @@ def _cleanness(rows: list[dict]) -> dict:
         "unparsed_tool_calls": sum(len(row["agent_errors"]) for row in done),
         "calls_over_budget": sum(row["over_budget"] for row in done),
         "longest_load_seconds": max((row["longest_load"] for row in done), default=None),
+        "quotes": sum(row.get("quotes", 0) for row in done),
+        "quotes_found": sum(row.get("quotes_found", 0) for row in done),
         "overhead_share_median": round(statistics.median(shares), 4) if shares else None,
     }
 
