@@ -3,7 +3,7 @@
 # make check    lint and unit tests only, in under two minutes
 # make lab      JupyterLab with the kit in its kernel
 # make notebooks  run every notebook on the profile of this machine (KIT_PROFILE=gpu for another), into build/
-# make bench    the figures of the README
+# make bench    the figures of the README: many hours on 2 cores; a stopped run goes on where it was
 # make lock     pin the newest versions that fit (needs network)
 # make audit    known faults in the pinned packages, less the accepted ones (needs network)
 # make clean    remove the environment; weights and index stay in KIT_HOME
@@ -47,8 +47,7 @@ notebooks: $(VENV)/ready
 bench: $(VENV)/ready
 	$(BIN)/kit setup
 	$(BIN)/kit ingest data/collection
-	$(BIN)/python benchmarks/first_answer.py
-	$(BIN)/python benchmarks/quality.py
+	for name in first_answer quality latency ingest search; do $(BIN)/python benchmarks/$$name.py || exit 1; done
 
 lock: $(VENV)/ready
 	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 \
