@@ -2,7 +2,7 @@
 
     python benchmarks/quality.py                           the test questions of data/, all modes
     python benchmarks/quality.py --split dev --modes rag,agentic --limit 20
-    python benchmarks/quality.py --report published/quality-test.jsonl   rows that are there; nobody is asked
+    python benchmarks/quality.py --report benchmarks/published/original-test.jsonl   asks nobody: rows that are there
 
 All modes answer a question one after the other, on the same engine, weights and machine. `rag-forced` and
 `gold-forced` are `rag` and `gold` without the way out "not in the documents"; they read what the mode before them
