@@ -29,7 +29,7 @@ ROOT = Path(__file__).parent.parent
 HUTS = ROOT / "data" / "huts"
 RESULTS = Path(__file__).parent / "results" / "lean"
 K, BUDGET, EXTENSIONS = 5, 80, 2
-MAIN = ("base/k5", "lean/k5", "teacher/k5", "base/judge", "lean/judge", "teacher/judge")
+MAIN = ("lean/judge", "teacher/judge", "base/judge", "base/k5", "lean/k5", "teacher/k5")
 FACTORS = (
     *(f"{who}/closed" for who in ("base", "lean", "teacher")),
     *(f"lean/k{k}" for k in (1, 3, 10)),
@@ -41,13 +41,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lean", required=True, help="the profile file that `kit finetune` wrote")
     parser.add_argument("--questions", type=int, default=120, help="for the comparison of the three (default: 120)")
-    parser.add_argument("--each", type=int, default=50, help="for each other factor (default: 50)")
+    parser.add_argument("--each", type=int, default=50, help="for each other factor (default: 50, 0 for none)")
+    parser.add_argument("--modes", default=",".join(MAIN), help=f"of the comparison (default: {','.join(MAIN)})")
     args = parser.parse_args()
     asked = questions("test", None, HUTS / "questions.jsonl")[: args.questions]
     with ExitStack() as stack:
         answer, settings = answering(load_profile(), Path(args.lean), stack)
-        rows = evaluation.run(asked[: args.each], FACTORS, answer, RESULTS, settings)
-        rows += evaluation.run(asked, MAIN, answer, RESULTS, settings)
+        rows = evaluation.run(asked, args.modes.split(","), answer, RESULTS, settings)
+        if args.each:
+            rows += evaluation.run(asked[: args.each], FACTORS, answer, RESULTS, settings)
     result = evaluation.summarize(asked, rows)
     print(json.dumps({"machine": machine(), **settings, **result}, indent=2))
 
