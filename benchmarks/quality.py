@@ -46,7 +46,9 @@ def main() -> None:
     args = parser.parse_args()
     asked = questions(args.split, args.limit)
     if args.report:
-        figures = figures_of(asked, evaluation.read_rows(args.report))
+        if not args.report.is_file():
+            parser.error(f"there is no file {args.report}; give rows that a run of this script appended")
+        figures = {"rows": str(args.report)} | figures_of(asked, evaluation.read_rows(args.report))
     else:
         figures = {"machine": machine(), **measured(asked, args.modes.split(","), args.split)}
     print(json.dumps(figures, indent=2))

@@ -5,7 +5,7 @@ import json
 import pytest
 from test_service import Desk, apps, index_of, served
 
-from kit import service
+from kit import agent, cli, distill, service
 from kit.cli import main
 from kit.config import service_tokens
 from kit.threads import Threads
@@ -23,6 +23,11 @@ def run(capsys, *argv: str) -> tuple[int, str, str]:
     with pytest.raises(SystemExit) as end:
         main(list(argv))
     return end.value.code, *capsys.readouterr()
+
+
+def test_the_names_it_lists_are_those_of_the_modules_that_it_imports_late():
+    assert cli.ASK_MODES == agent.MODES
+    assert cli.KINDS == distill.KINDS
 
 
 @pytest.mark.parametrize(
