@@ -88,6 +88,8 @@ class RagTool(Tool):
     def forward(self, question: str) -> str:
         """Search with `question`, let the reasoner read what is new, and say what it found."""
         question = question.replace(ALONE, "").strip()  # which a small model may copy
+        if not question:
+            raise ValueError("The question is empty; write it out.")  # told to the model, which can mend it
         self.question = self.question or question
         self.on_event("search", {"query": question})
         started = time.perf_counter()
@@ -257,7 +259,9 @@ class Assistant:
         The agent's memory is then what it was after that answer.
         """
         calls = [
-            ("rag_with_reasoner", {"question": step["query"]}, _observed(step["verdict"])) for step in answer["steps"]
+            ("rag_with_reasoner", {"question": step["query"]}, _observed(step["verdict"]))
+            for step in answer["steps"]
+            if step["verdict"]  # plain RAG has none
         ]
         calls = calls or [("final_answer", {"answer": answer["answer"]}, answer["answer"])]
         self.agent.memory.steps.append(TaskStep(question))
@@ -298,17 +302,22 @@ class Assistant:
         if follow_up and self.agent.memory.steps:
             self.tool.begin()  # the agent's own wording, which stands alone
             said = f"{question}\n\n{ALONE}"
+        before = len(self.agent.memory.steps) if follow_up else 0
         try:
             result = self.agent.run(said, reset=not follow_up, max_steps=max_steps or self.profile.max_steps)
-        except AgentError as error:
+        except BaseException as error:
+            del self.agent.memory.steps[before:]  # a question without an answer is no part of the conversation
             raise _fault(error) from None
         finally:
             for step in self.agent.memory.steps:
                 if isinstance(step, TaskStep) and step.task == said:
                     step.task = question  # later turns read what the user said, and nothing more
+        out_of_steps = result.state == "max_steps_error"
+        if out_of_steps:
+            self.agent.memory.steps.pop()  # smolagents' wish to try again is no part of the conversation
         if self.tool.verdict is None:
-            return _outcome(str(result.output), state="conversation")
-        return self._from_tool("max_steps" if result.state == "max_steps_error" else "not_found")
+            return _outcome(str(result.output), not out_of_steps, state="max_steps" if out_of_steps else "conversation")
+        return self._from_tool("max_steps" if out_of_steps else "not_found")
 
     def _from_tool(self, otherwise: str) -> dict:
         verdict = self.tool.verdict
@@ -326,9 +335,10 @@ def _observed(verdict: dict) -> str:
     return f"Not found in the passages read.{hint}"
 
 
-def _fault(error: AgentError) -> Exception:
+def _fault(error: BaseException) -> BaseException:
     """What smolagents wrapped: our own sentence where there is one."""
-    return error.__cause__ if isinstance(error.__cause__, KitError) else error
+    wrapped = isinstance(error, AgentError) and isinstance(error.__cause__, KitError)
+    return error.__cause__ if wrapped else error
 
 
 def _outcome(answer: str, answered: bool = True, sources=(), steps=(), state: str = "") -> dict:

@@ -50,6 +50,11 @@ def main(argv: list[str] | None = None) -> None:
     except BrokenPipeError:  # the reader of our output has had enough, as in `kit search … | head -1`
         sys.stderr.close()
         status = 0
+    except OSError as error:  # a full disk, a folder that cannot be written
+        if args.debug:
+            raise
+        print(f"kit: {error}; mend that, and run the same command again.", file=sys.stderr)
+        status = 1
     sys.exit(status)
 
 

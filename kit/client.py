@@ -22,7 +22,8 @@ class Client:
     def __init__(self, url: str, token: str = ""):
         self.url = url.rstrip("/")
         headers = {"Authorization": f"Bearer {token}"} if token else {}
-        self._http = httpx.Client(base_url=self.url, headers=headers, timeout=SECONDS, trust_env=False)
+        with self._told():
+            self._http = httpx.Client(base_url=self.url, headers=headers, timeout=SECONDS, trust_env=False)
 
     def search(self, query: str, k: int) -> dict:
         """`{hits}` of a vector store or a retriever."""
@@ -78,7 +79,7 @@ class Client:
     def _told(self) -> Iterator[None]:
         try:
             yield
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, httpx.InvalidURL, json.JSONDecodeError) as error:
             raise KitError(
                 f"No service answers at {self.url} ({error}); start one with `kit serve`, or give its --url."
             ) from error

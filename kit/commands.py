@@ -181,7 +181,10 @@ def finetune(args, profile) -> int:
     changed = {f.name: value for f in fields(recipe) if (value := getattr(args, f.name)) is not None}
     if not Path(args.traces).is_file():
         raise KitError(f"There is no file {args.traces}; make one with `kit distill traces`.")
-    accepted = [row for row in evaluation.read_rows(args.traces) if not row["rejected"]]
+    traced = evaluation.read_rows(args.traces)
+    if not all({"rejected", "hits", "thinking"} <= row.keys() for row in traced):
+        raise KitError(f"{args.traces} holds rows that are no traces; give what `kit distill traces` wrote.")
+    accepted = [row for row in traced if not row["rejected"]]
     kept = distill.apart(accepted, _known(args.known), Embedder(profile.embedding_path).encode)
     if accepted and not kept:
         raise KitError(
@@ -336,6 +339,7 @@ def _ingest_text(result: dict) -> str:
 def _evaluate_text(result: dict) -> str:
     columns = {
         "n": "n",
+        "errors": "errors",
         "em": "em",
         "f1": "f1",
         "abstention_recall": "declined right",

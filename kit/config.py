@@ -7,9 +7,9 @@ import os
 import shutil
 import subprocess
 import tomllib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import httpx
 import psutil
@@ -138,10 +138,11 @@ def load_profile(choice: str | None = None) -> Profile:
 
 def remember_profile(profile: Profile, choice: str | None) -> None:
     """Make `profile` the one that later commands use when nothing else is asked for."""
+    choice, record = choice or os.environ.get("KIT_PROFILE", ""), profile.home / "profile"
+    if not choice and record.is_file():
+        return  # it is what has chosen this profile
     profile.home.mkdir(parents=True, exist_ok=True)
-    (profile.home / "profile").write_text(
-        str(Path(choice).absolute()) if choice and choice.endswith(".toml") else profile.name
-    )
+    record.write_text(str(Path(choice).expanduser().absolute()) if choice.endswith(".toml") else profile.name)
 
 
 def _from_file(path: Path) -> Profile:
@@ -153,11 +154,17 @@ def _from_file(path: Path) -> Profile:
             f'The profile file {path} cannot be read ({error}); give a TOML file with `base = "ci"`.'
         ) from error
     base = values.pop("base", "ci")
-    if base not in PROFILES:
+    if not isinstance(base, str) or base not in PROFILES:
         raise KitError(f"The profile file {path} has base {base!r}; choose one of {', '.join(PROFILES)}.")
+    kinds = {field.name: field.type for field in fields(Profile) if field.name not in ("home", "why")}
     for key, value in values.items():
-        wanted = type(getattr(PROFILES[base], key, None))
-        if key in ("home", "why") or not isinstance(value, (int, float) if wanted is float else wanted):
+        if key not in kinds:
+            raise KitError(
+                f"The profile file {path} sets {key}, which no profile has (api_key_env names the variable of a key); "
+                "see the fields of Profile in kit/config.py."
+            )
+        kind, choices = kinds[key], get_args(kinds[key])
+        if value not in choices if choices else not isinstance(value, (int, float) if kind is float else kind):
             raise KitError(
                 f"The profile file {path} sets {key} to {value!r}; see the fields of Profile in kit/config.py."
             )
@@ -181,8 +188,16 @@ def _detect() -> tuple[str, str]:
 
 
 def service_tokens() -> tuple[str, ...]:
-    """The tokens that our services ask for, from `KIT_TOKEN`: one, or one for each user with commas between."""
-    return tuple(token.strip() for token in os.environ.get("KIT_TOKEN", "").split(",") if token.strip())
+    """The tokens that our services ask for, from `KIT_TOKEN`: one, or one for each user with commas between.
+
+    Raises `KitError` for letters that no HTTP header carries.
+    """
+    tokens = tuple(token.strip() for token in os.environ.get("KIT_TOKEN", "").split(",") if token.strip())
+    if not all(token.isascii() for token in tokens):
+        raise KitError(
+            "KIT_TOKEN holds a letter that is not ASCII, which no HTTP header carries; choose another token."
+        )
+    return tokens
 
 
 def environment(**changes: str) -> dict[str, str]:

@@ -92,7 +92,7 @@ def find_files(paths: Iterable[str | Path]) -> list[tuple[Path, str]]:
     """
     found: dict[Path, str] = {}
     for given in paths:
-        path = Path(given).expanduser()
+        path = Path(os.path.expanduser(given))  # which leaves a name alone that only begins with ~
         if os.path.isdir(path):
             folder = path.resolve()
             for file in _walk(folder):
@@ -170,7 +170,7 @@ def whole_documents(paths: Iterable[str | Path], failed: list[dict]) -> list[Doc
     with PdfReader() as pdf:
         for file, source in find_files(paths):
             try:
-                for document in read(file, source, failed, pdf):
+                for document in list(read(file, source, failed, pdf)):  # all of a file, or none
                     texts.setdefault(document.source, []).append(document.text)
             except ReadError as error:
                 failed.append({"file": source, "error": str(error)})

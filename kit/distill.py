@@ -118,12 +118,12 @@ def traces(
     if not asked:
         raise KitError("There is no question to reason about; give a file that has some, or another --split.")
     rows = evaluation.read_rows(out)
-    done = Counter(row["id"] for row in rows)
-    finished = {row["id"] for row in rows if not row["rejected"]} | {id for id, n in done.items() if n >= tries}
+    done = Counter(_key(row) for row in rows)
+    finished = {_key(row) for row in rows if not row["rejected"]} | {key for key, n in done.items() if n >= tries}
     with evaluation.appending(out, "traces", len(asked), len(finished)) as (write, bar):
         mixed = random.Random(0).sample(asked, len(asked))  # a run that is stopped has seen all kinds
-        for question in (question for question in mixed if question["id"] not in finished):
-            for number in range(done[question["id"]], tries):
+        for question in (question for question in mixed if _key(question) not in finished):
+            for number in range(done[_key(question)], tries):
                 row = _trace(question, retriever.search(question["question"], k), teacher, number)
                 rows.append(row)
                 write(row)
@@ -208,6 +208,11 @@ def _fault(row: dict, shown: Sequence[Document], template: str) -> str:
     if not any(find_quote(text, row["answer"]) for text in row["evidence"]):
         return "answer is not in the evidence"
     return "answer is in the question" if find_quote(row["question"], row["answer"]) else ""
+
+
+def _key(row: dict) -> tuple[str, str]:
+    """What a question is known by; files that `questions` wrote have the same ids."""
+    return row["id"], row["question"]
 
 
 def _trace(question: dict, hits: Sequence[Hit], teacher: Reasoner, number: int) -> dict:

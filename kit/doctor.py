@@ -130,17 +130,22 @@ def _model(profile: Profile, client: ollama.Client, role: str) -> Finding:
 def _context(profile: Profile, url: str, role: str) -> Finding:
     name = profile.model_name(role)
     found, wanted = models.effective_context(url, name), profile.num_ctx
-    return found == wanted, f"{name} runs with {found} tokens, and the profile asks for {wanted}", "run `kit setup`"
+    remedy = f"see that {profile.modelfile(role)} says PARAMETER num_ctx {wanted}, then run `kit setup`"
+    return found == wanted, f"{name} runs with {found} tokens, and the profile asks for {wanted}", remedy
 
 
 def _capabilities(profile: Profile, client: ollama.Client, role: str) -> Finding:
     name = profile.model_name(role)
     found = client.show(name).capabilities or []
-    wanted = {"primary": "completion", "reasoner": "thinking"}[role]
+    told = f"{name}: {', '.join(found)}"
+    template = models.parse_modelfile(profile.modelfile(role).read_text(encoding="utf-8"))["template"]
+    # A template of one's own without thoughts is meant so: a lean model thinks in its text.
+    if role == "primary" or (template and ".Thinking" not in template):
+        return "completion" in found, told, f"start the Modelfile of {name} from a model that chats"
     remedy = (
         f"give the Modelfile of {name} a TEMPLATE that writes .Thinking, as modelfiles/ci-reasoner-8k.Modelfile does"
     )
-    return wanted in found, f"{name}: {', '.join(found)}", remedy
+    return "thinking" in found, told, remedy
 
 
 def _amx(binary: Path | None, flags: set[str], told: str) -> Finding:

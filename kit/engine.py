@@ -29,7 +29,7 @@ from packaging.version import InvalidVersion, Version
 
 from kit.build import build_engine, cpu_flags
 from kit.config import MODELFILES, KitError, Profile, environment
-from kit.download import Unreachable, fetch
+from kit.download import Unreachable, fetch, full_disk_said
 
 DEFAULT_PORT = 11434
 START_SECONDS = 30
@@ -245,6 +245,7 @@ def _from_archive(pins: dict, home: Path, work: Path) -> Path:
     archive = fetch(pin["url"], home / "ollama.tar.zst", pin["sha256"], f"Ollama {pins['version']}")
     made = work / "unpacked"
     with (
+        full_disk_said(archive, f"Ollama {pins['version']}"),
         archive.open("rb") as packed,
         zstandard.ZstdDecompressor().stream_reader(packed) as stream,
         tarfile.open(fileobj=stream, mode="r|") as tar,

@@ -10,6 +10,7 @@ Not known here: models, indexes, and whether an answer that is worded differentl
 
 import itertools
 import json
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ import numpy as np
 from tqdm import tqdm
 
 from kit.config import KitError
+from kit.engine import replace_text
 
 ROWS, SETTINGS = "rows.jsonl", "run.json"
 RESAMPLES = 9999
@@ -35,7 +37,7 @@ def read_questions(path: str | Path) -> tuple[list[dict], list[dict]]:
     `KitError` for a file that cannot be read or holds no question, and for an id that comes twice.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = Path(path).read_text(encoding="utf-8").split("\n")  # a text may hold other ends of lines
     except (OSError, UnicodeDecodeError) as error:
         raise KitError(f"The question file {path} cannot be read ({error}); give a .jsonl file in UTF-8.") from error
     questions: dict[str, dict] = {}
@@ -63,10 +65,14 @@ def _question(row: object) -> dict:
         if not isinstance(row.get(key), str) or (key != "answer" and not row[key].strip()):
             raise ValueError(f'it has no text under "{key}"')
     aliases, sources = row.get("aliases") or [], row.get("sources") or []
-    if not all(isinstance(alias, str) for alias in aliases):
+    if not (isinstance(aliases, list) and all(isinstance(alias, str) for alias in aliases)):
         raise ValueError('"aliases" is no list of texts')
-    if not all(isinstance(s, dict) and isinstance(s.get("source"), str) for s in sources):
+    if not (
+        isinstance(sources, list) and all(isinstance(s, dict) and isinstance(s.get("source"), str) for s in sources)
+    ):
         raise ValueError('"sources" is no list of objects with a "source"')
+    if not isinstance(row.get("type", "all"), str):
+        raise ValueError('"type" is no text')
     answerable = row.get("answerable", bool(row["answer"].strip()))
     return {**row, "aliases": aliases, "sources": sources, "type": row.get("type", "all"), "answerable": answerable}
 
@@ -84,11 +90,11 @@ def run(
     The modes of a question come one after the other, so that a machine whose speed drifts treats
     them alike. `settings` says what is measured: rows of other settings in `out` are refused. When
     `answer` raises a `KitError`, `recover` is asked to mend the cause; where it returns False the
-    row keeps the error and counts as a wrong answer.
+    row keeps the error and counts as a wrong answer, until a later run over the same `out` asks again.
     """
     out = Path(out)
     _same_settings(out, settings)
-    known = {(row["id"], row["question"], row["mode"]): row for row in read_rows(out / ROWS)}
+    known = {(row["id"], row["question"], row["mode"]): row for row in read_rows(out / ROWS) if not row["error"]}
     wanted = [(question["id"], question["question"], mode) for question in questions for mode in modes]
     asked = {question["id"]: question for question in questions}
     todo = [key for key in wanted if key not in known]
@@ -102,15 +108,22 @@ def run(
 
 
 def read_rows(path: str | Path) -> list[dict]:
-    """The rows that an earlier run wrote to their end; a half line of a killed run is cut off."""
+    """The rows that an earlier run wrote to their end, without the half line of a killed one.
+
+    Raises `KitError` for a whole line that is no JSON.
+    """
     path = Path(path)
     if not path.exists():
         return []
-    text = path.read_text(encoding="utf-8")
-    whole = text[: text.rfind("\n") + 1]
-    if whole != text:
-        path.write_text(whole, encoding="utf-8")
-    return [json.loads(line) for line in whole.splitlines()]
+    rows = []
+    with path.open("rb") as lines:  # as bytes, where nothing but a line feed ends a line
+        for number, line in enumerate(lines, 1):
+            try:
+                rows += [json.loads(line)] if line.strip() else []
+            except ValueError as error:
+                if line.endswith(b"\n"):
+                    raise KitError(f"Line {number} of {path} is no JSON ({error}); mend it, or take it out.") from error
+    return rows
 
 
 @contextmanager
@@ -118,6 +131,7 @@ def appending(path: str | Path, name: str, total: int, done: int) -> Iterator[tu
     """What appends a row to `path`, at once, and a progress bar with the time left."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    _end_last_line(path)
     bar = tqdm(total=total, initial=done, desc=name or None, disable=None)
     with path.open("a", encoding="utf-8") as file, bar:
 
@@ -128,6 +142,21 @@ def appending(path: str | Path, name: str, total: int, done: int) -> Iterator[tu
         yield write, bar
 
 
+def _end_last_line(path: Path) -> None:
+    """End the last line where it is whole, and cut it off where it is the half line of a killed run."""
+    text = path.read_bytes() if path.exists() else b""
+    start = text.rfind(b"\n") + 1
+    if not text[start:].strip():
+        return
+    try:
+        json.loads(text[start:])
+    except ValueError:
+        os.truncate(path, start)
+    else:
+        with path.open("ab") as file:
+            file.write(b"\n")
+
+
 def _same_settings(out: Path, settings: dict) -> None:
     out.mkdir(parents=True, exist_ok=True)
     record = out / SETTINGS
@@ -136,7 +165,7 @@ def _same_settings(out: Path, settings: dict) -> None:
         raise KitError(
             f"{out} holds rows of a run with another {', '.join(other)}; use another --out folder, or delete this one."
         )
-    record.write_text(json.dumps(settings, indent=1, ensure_ascii=False), encoding="utf-8")
+    replace_text(record, json.dumps(settings, indent=1))
 
 
 def _answered(question: dict, mode: str, answer: Answering, recover: Callable) -> dict:
@@ -172,14 +201,16 @@ def score(question: dict, row: dict) -> dict:
     measured = squad([{"prediction_text": said, "id": "1"}], [target])
     em, f1 = (measured[key].item() / 100 for key in ("exact_match", "f1"))
     words = {text.strip(" .").lower() for text in (said, question["answer"])}
-    if words & {"yes", "no"} and not em:
+    if not row["answered"]:
+        em = f1 = 0.0  # also where the gold answer is "A", of which the script leaves nothing
+    elif words & {"yes", "no"} and not em:
         f1 = 0.0
     places = _places(question)
     cited = {_gold_place(s["source"], s.get("page"), places) for s in row["sources"]}
     return {
         "em": em,
         "f1": f1,
-        "declined": not row["answered"],
+        "declined": not (row["answered"] or row.get("error")),
         "citation_precision": len(cited & set(places)) / len(cited) if places and cited else None,
         "citation_recall": len(cited & set(places)) / len(set(places)) if places and row["answered"] else None,
     }
@@ -285,7 +316,7 @@ def compare(a: np.ndarray, b: np.ndarray, measure: str = "f1", rng=None) -> dict
 
     difference = b - a
     only_a, only_b = int((difference < 0).sum()), int((difference > 0).sum())
-    if only_a + only_b == 0:
+    if only_a + only_b == 0 or len(difference) < 2:  # with one pair, both signs are as extreme
         p = 1.0
     elif measure == "em":
         p = binomtest(only_b, only_a + only_b).pvalue

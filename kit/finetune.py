@@ -7,18 +7,19 @@ was stopped goes on from the last whole one.
 Not known here: bases whose chat format is not ChatML. Several GPUs are `accelerate launch`'s business.
 """
 
+import hashlib
 import io
 import json
 import shutil
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext, redirect_stderr
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import ollama
 
-from kit.config import KitError, Profile
+from kit.config import PROFILES, KitError, Profile
 from kit.download import full_disk_said, need_disk
 from kit.engine import replace_text, sources
 from kit.models import fetch_weights
@@ -72,7 +73,7 @@ def train(rows: Sequence[dict], base: str, home: Path, out: str | Path, recipe: 
     `base` is a Hugging Face id or folder, or a GGUF file of sources.toml (kept under `home`). Returns
     `{base, rows, too_long, tokens: {median, longest}, steps, loss: {first, last}, seconds}`. Raises
     `KitError` for no rows that fit the block, a base that Ollama would not import, a device that is not
-    there, and a full disk, which keeps the checkpoints before it.
+    there, an `out` that holds another run, and a full disk, which keeps the checkpoints before it.
     """
     device, out = _device(recipe.device), Path(out)
     model, tokenizer = load(base, home)
@@ -80,6 +81,7 @@ def train(rows: Sequence[dict], base: str, home: Path, out: str | Path, recipe: 
     out.mkdir(parents=True, exist_ok=True)
     need_disk(out, 4 * sum(p.numel() * p.element_size() for p in model.parameters()), "checkpoints and model")
     trainer = _trainer(model, tokenizer, fitting, out, recipe, device)
+    _same_run(out, {"base": base, **asdict(recipe), "rows": fitting}, trainer.is_world_process_zero())
     with full_disk_said(out, "a checkpoint"):
         done = trainer.train(resume_from_checkpoint=_last_checkpoint(out / "checkpoints"))
         losses = [{"step": row["step"], "loss": row["loss"]} for row in trainer.state.log_history if "loss" in row]
@@ -156,8 +158,18 @@ def into_ollama(out: str | Path, name: str, profile: Profile, url: str) -> Path:
         raise KitError(f"Ollama at {url} does not import {out / 'model'} ({error}); run `kit doctor`.") from error
     recipe, settings = out / f"{name}.Modelfile", out / f"{name}.toml"
     replace_text(recipe, MODELFILE.format(weights=weights, num_ctx=profile.num_ctx))
-    replace_text(settings, f'base = "{profile.name}"\nreasoner = {json.dumps(str(recipe))}\nstand_in = false\n')
+    replace_text(settings, _settings(replace(profile, reasoner=str(recipe), stand_in=False)))
     return settings
+
+
+def _settings(profile: Profile) -> str:
+    """A profile file that says all in which `profile` differs from `ci`; a file cannot begin from another file."""
+    own = {f.name: getattr(profile, f.name) for f in fields(Profile)}
+    first = PROFILES["ci"]
+    for name in ("name", "why", "home", "ollama_host"):
+        del own[name]
+    changed = {name: value for name, value in own.items() if value != getattr(first, name)}
+    return 'base = "ci"\n' + "".join(f"{name} = {json.dumps(value)}\n" for name, value in changed.items())
 
 
 def agreement(out: str | Path, name: str, url: str, prompts: Sequence[str]) -> float:
@@ -187,7 +199,7 @@ def _device(wanted: str) -> str:
 
 
 def _bf16_is_fast() -> bool:
-    """Whether this CPU multiplies in bfloat16, which halves a step; one that does not is slower with it."""
+    """Whether this CPU multiplies in bfloat16, which nearly halves a step; one that does not would emulate it."""
     import torch
 
     can = torch.cpu.get_capabilities()
@@ -202,6 +214,15 @@ def _fitting(rows: Sequence[dict], tokenizer, block: int) -> tuple[list[dict], l
     if not fitting:
         raise KitError(f"None of the {len(rows)} rows has at most {block} tokens; give more rows or a larger --block.")
     return fitting, lengths
+
+
+def _same_run(out: Path, run: dict, first: bool) -> None:
+    """Refuse to go on from the checkpoints of another run; the `first` of several processes notes which one this is."""
+    record, sum = out / "run.sha256", hashlib.sha256(json.dumps(run).encode()).hexdigest()
+    if record.is_file() and record.read_text() != sum:
+        raise KitError(f"{out} holds a run with other rows or settings; use another --out folder, or delete this one.")
+    if first:
+        replace_text(record, sum)
 
 
 def _trainer(model, tokenizer, rows: list[dict], out: Path, recipe: Recipe, device: str):

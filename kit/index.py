@@ -64,7 +64,9 @@ class Embedder:
             try:
                 self._model = SentenceTransformer(str(self.path), local_files_only=True)
             except Exception as error:  # of any class, for it parses half a dozen kinds of file
-                raise KitError(f"The embedding model in {self.path} is broken ({error}); run `kit setup`.") from error
+                raise KitError(
+                    f"The embedding model in {self.path} is broken ({error}); delete it, and run `kit setup`."
+                ) from error
             finally:
                 if bars:
                     logging.enable_progress_bar()
@@ -155,7 +157,7 @@ class Index:
             "select id from words join chunks on chunks.number = words.rowid where words match ? order by rank limit ?"
         )
         manifest = (self.folder / MANIFEST).absolute().as_uri()
-        with closing(sqlite3.connect(f"{manifest}?mode=ro", uri=True)) as db:
+        with closing(sqlite3.connect(f"{manifest}?mode=rw", uri=True)) as db:  # a killed writer's journal is undone
             return [id for (id,) in db.execute(found, (" OR ".join(f'"{word}"' for word in words), n))]
 
     def get(self, ids: list[str]) -> list[Row]:
@@ -245,6 +247,6 @@ def _guarded(folder: Path, wait: float = 1.0) -> Iterator[None]:
         raise KitError(f"Another process is writing to the index {folder}; wait until it is done.") from error
     except (OSError, sqlite3.Error, ChromaError) as error:
         raise KitError(
-            f"The index {folder} cannot be written ({error}); see that its disk has room, "
-            "then run the same command again, which goes on from there."
+            f"The index {folder} cannot be opened or written ({error}); see that its disk has room and the folder is "
+            "yours, then run the same command again, which goes on from there."
         ) from error

@@ -7,6 +7,7 @@ is noted there before Chroma gets it, with the number of the run, and is `live` 
 """
 
 import hashlib
+import os
 import sqlite3
 import sys
 import time
@@ -80,7 +81,7 @@ class Ingest:
 
     def _gone(self, here: set[str], paths: list[str | Path]) -> list[str]:
         """Files of the manifest that were beneath `paths`, and are there no more."""
-        roots = [printable(Path(path).expanduser().resolve()).rstrip("/") + "/" for path in paths]
+        roots = [printable(Path(os.path.expanduser(path)).resolve()).rstrip("/") + "/" for path in paths]
         known = [path for (path,) in self._sql("select path from files")]
         return [path for path in known if path not in here and path.startswith(tuple(roots))]
 
@@ -143,8 +144,8 @@ class Ingest:
             self._sql("insert or replace into words (rowid, text) values (?, ?)", number, chunk.searched)
         self.manifest.commit()  # from here on the chunks can be found again, whatever happens
         for ids in _batches(list(new), self.batch):
-            for known in self.collection.get(ids=ids, include=[])["ids"]:
-                del new[known]
+            if known := self.collection.get(ids=ids, include=[])["ids"]:  # their text may stand elsewhere now
+                self.collection.update(ids=known, metadatas=[_metadata(new.pop(id)) for id in known])
         chunks = list(new.values())
         vectors = self.embed([chunk.searched for chunk in chunks]) if chunks else []
         for rows in _batches(range(len(chunks)), self.batch):

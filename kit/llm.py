@@ -39,7 +39,7 @@ class ContextOverflow(KitError):
         self.prompt_tokens, self.window = prompt_tokens, window
         super().__init__(
             f"The prompt has {prompt_tokens} tokens and the model's window is {window}; "
-            "ask with a smaller --k or shorter text, or use a profile with a larger num_ctx."
+            "ask with a smaller --k or shorter text, begin a new conversation, or use a profile with a larger num_ctx."
         )
 
 
@@ -347,9 +347,9 @@ class OpenAIModel(ChatModel):
         return Reply(answer, "".join(thinking) or thoughts, usage, finish)
 
     def _refusal(self, error) -> KitError:
-        numbers = [int(n) for n in re.findall(r"\d{3,}", str(error))]
-        if "context" in str(error) and getattr(error, "status_code", 0) == 400 and len(numbers) > 1:
-            return ContextOverflow(max(numbers), min(n for n in numbers if n != 400))
+        window = re.search(r"context (?:length|size|window)\D*(\d+)", str(error))
+        if window and getattr(error, "status_code", 0) == 400:
+            return ContextOverflow(max(int(n) for n in re.findall(r"\d+", str(error))), int(window[1]))
         reason = " ".join(str(error).split())[:300]
         return KitError(f"{self.base_url} did not answer for {self.model_id} ({reason}); check base_url and the key.")
 

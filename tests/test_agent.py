@@ -1,6 +1,6 @@
 """The agent over fake models: when it searches, when it tries again, and what it may not say."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 from fakes import FakeChat, FakeRetriever, call, found, hit, missing
@@ -72,6 +72,36 @@ def test_after_the_last_step_no_model_is_asked():
     assert len(it.primary.asked) == 3
 
 
+def test_running_out_of_steps_leaves_no_wish_to_retry_in_the_conversation():
+    it = assistant(
+        [call("a"), call("b"), call("c"), {"action": "final_answer", "input": {"answer": "Hello"}}],
+        ["", missing("b")],
+        [RENT],
+    )
+    it.ask("Who?", follow_up=True)
+    assert it.ask("Good morning!", follow_up=True).state == "conversation"
+    assert "retry" not in str(it.primary.asked[-1])
+
+
+def test_a_model_that_makes_no_call_has_not_answered():
+    """As behind a server that takes no notice of the schema."""
+    it = assistant([{"name": "rag_with_reasoner", "arguments": {"question": "rent"}}] * 3, [], [RENT])
+    answer = it.ask("Who?")
+    assert (answer.answered, answer.state, answer.answer) == (False, "max_steps", NOT_FOUND)
+
+
+def test_an_empty_call_is_told_to_the_model_and_not_to_the_user():
+    it = assistant([call(ALONE), call("rent")], ["", found("48,000", "48,000")], [RENT])
+    assert it.ask("Rent?", follow_up=True).answer == "48,000"
+
+
+def test_plain_answers_are_part_of_a_conversation():
+    it = assistant(["48,000"], [], [RENT])
+    answer = asdict(it.ask("Rent?", "rag"))
+    it.remember("Rent?", answer)
+    assert "48,000" in str(it.agent.write_memory_to_messages()[-1])
+
+
 def test_a_search_that_finds_nothing_new_costs_no_reasoning():
     it = assistant([call("a"), call("b"), call("c")], ["", missing("b")], [RENT])
     assert not it.ask("Who?").answered
@@ -116,6 +146,19 @@ def test_a_fault_of_the_engine_is_not_an_observation():
         assistant([call("x")], [broken], [RENT]).ask("Who?")
     with pytest.raises(KitError, match="does not answer"):
         assistant([broken], [], [RENT]).ask("Who?")
+
+
+def test_a_question_without_an_answer_is_no_part_of_the_conversation():
+    it = assistant(
+        [call("Who chairs?"), KitError("too long"), call("Since when?")], ["", found("A", "The")] * 2, [RENT]
+    )
+    it.ask("Who chairs?", follow_up=True)
+    kept = len(it.agent.memory.steps)
+    with pytest.raises(KitError, match="too long"):
+        it.ask("word " * 500, follow_up=True)
+    assert len(it.agent.memory.steps) == kept
+    it.ask("And since when?", follow_up=True)
+    assert "word word" not in str(it.primary.asked[-1])
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The command line from outside: exit status, one sentence, and nothing else on standard output."""
 
+import errno
 import json
 
 import pytest
@@ -63,6 +64,7 @@ def test_wrong_use_is_status_2(capsys, argv):
         (["serve", "retriever"], "There is no index in"),
         (["serve", "rag", "--host", "0.0.0.0"], "set KIT_TOKEN"),
         (["query", "threads", "--url", "http://127.0.0.1:9"], "start one with `kit serve`"),
+        (["query", "threads", "--url", "http://[::1"], "start one with `kit serve`"),
         (["ask", "Who?"], "There is no index in"),
         (["ingest", "nowhere"], "nowhere"),
         (["ingest", "{empty}"], "no document"),
@@ -76,6 +78,15 @@ def test_failed_work_is_status_1_and_one_sentence(capsys, home, argv, said):
     status, out, err = run(capsys, *argv, "--profile", "ci")
     assert (status, out) == (1, "")
     assert err.startswith("kit: ") and said in err and err.count("\n") == 1 and "Traceback" not in err
+
+
+def test_a_full_disk_is_one_sentence(capsys, monkeypatch):
+    def full(args, profile):
+        raise OSError(errno.ENOSPC, "No space left on device", "rows.jsonl")
+
+    monkeypatch.setattr(cli.commands, "search", full)
+    status, out, err = run(capsys, "search", "rent", "--profile", "ci")
+    assert (status, out) == (1, "") and "No space left" in err and "rows.jsonl" in err and err.count("\n") == 1
 
 
 def test_debug_shows_the_traceback():

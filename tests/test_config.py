@@ -6,7 +6,7 @@ import subprocess
 import pytest
 
 from kit import config
-from kit.config import MODELFILES, PROFILES, KitError, load_profile, remember_profile
+from kit.config import MODELFILES, PROFILES, KitError, load_profile, remember_profile, service_tokens
 
 
 @pytest.fixture(autouse=True)
@@ -53,6 +53,22 @@ def test_a_file_of_ones_own(tmp_path):
     assert profile.modelfile("primary").name == "laptop-primary-32k.Modelfile"
     remember_profile(profile, str(path))
     assert load_profile().name == "mine"
+    remember_profile(load_profile(), None)
+    assert load_profile().name == "mine", "a second `kit setup` keeps it"
+
+
+def test_a_file_that_the_environment_names_is_remembered_as_a_file(monkeypatch, tmp_path):
+    (tmp_path / "mine.toml").write_text('base = "laptop"\n')
+    monkeypatch.setenv("KIT_PROFILE", str(tmp_path / "mine.toml"))
+    remember_profile(load_profile(), None)
+    monkeypatch.delenv("KIT_PROFILE")
+    assert load_profile().name == "mine"
+
+
+def test_a_token_that_no_header_carries_is_refused(monkeypatch):
+    monkeypatch.setenv("KIT_TOKEN", "one, schlüssel")
+    with pytest.raises(KitError, match="KIT_TOKEN"):
+        service_tokens()
 
 
 @pytest.mark.parametrize(
@@ -62,6 +78,9 @@ def test_a_file_of_ones_own(tmp_path):
         ("colour = 3", "colour"),
         ('base = "huge"', "huge"),
         ('k = "five"', "k"),
+        ('base = ["ci"]', "base"),
+        ('provider = "Ollama"', "provider"),
+        ('api_key = "sk-secret"', "api_key_env"),
     ],
 )
 def test_a_file_that_is_wrong(tmp_path, text, said):

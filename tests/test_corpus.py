@@ -15,6 +15,7 @@ import pytest
 from conftest import write_pdf
 from fakes import FakeChat
 
+from kit import corpus
 from kit import pdf as pdf_module
 from kit.config import KitError
 from kit.corpus import Document, compress, find_files, read, split, title
@@ -75,6 +76,23 @@ def test_files_are_found_once_sorted_and_named_from_the_folder(tmp_path):
 def test_a_path_that_does_not_exist(tmp_path):
     with pytest.raises(KitError, match=r"no file or folder .*gone\.pdf"):
         find_files([tmp_path, tmp_path / "gone.pdf"])
+
+
+def test_a_name_that_only_begins_like_a_home_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "~backup.md").write_text("x")
+    assert [source for _, source in find_files(["~backup.md"])] == ["~backup.md"]
+
+
+def test_a_document_that_breaks_in_the_middle_is_left_out_whole(tmp_path, monkeypatch):
+    def pages(self, file, source):
+        yield "page one"
+        raise ReadError(f"{source} is damaged.")
+
+    monkeypatch.setattr(PdfReader, "pages", pages)
+    (tmp_path / "a.pdf").write_bytes(b"%PDF")
+    failed = []
+    assert corpus.whole_documents([tmp_path], failed) == [] and failed[0]["file"] == "a.pdf"
 
 
 def test_a_file_of_another_kind(tmp_path):

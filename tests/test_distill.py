@@ -169,6 +169,14 @@ def test_traces_that_are_there_are_not_made_again(tmp_path):
     assert counts["accepted"] == 1 and model.asked == []
 
 
+def test_another_question_with_the_same_id_is_traced(tmp_path):
+    trace(tmp_path, "The passage states it.", found("48,000", "The rent is 48,000"))
+    counts, _ = trace(
+        tmp_path, "It states it.", found("48,000", "The rent is 48,000"), question={"question": "How much is the rent?"}
+    )
+    assert counts["accepted"] == 2
+
+
 def test_traces_of_nothing_are_refused(tmp_path):
     with pytest.raises(KitError, match="another --split"):
         distill.traces([], FakeRetriever([]), Reasoner(FakeChat(), 40, 60), 5, tmp_path / "t.jsonl")

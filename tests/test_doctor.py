@@ -10,6 +10,7 @@ import pytest
 
 from kit import doctor, engine, models
 from kit.config import PROFILES, KitError, load_profile
+from kit.finetune import MODELFILE
 
 
 @pytest.fixture
@@ -92,6 +93,13 @@ def test_a_window_that_is_not_in_effect(server, profile, monkeypatch):
 def test_a_reasoner_that_cannot_think(server, profile):
     server.capabilities = ["completion"]
     assert ".Thinking" in failed(profile)["reasoner capabilities"]["remedy"]
+
+
+def test_a_lean_model_thinks_in_its_text(server, profile, tmp_path):
+    server.capabilities = ["completion"]
+    (tmp_path / "lean.Modelfile").write_text(MODELFILE.format(weights="kit-lean-weights", num_ctx=8192))
+    server.names.append("kit-lean")
+    assert "reasoner capabilities" not in failed(replace(profile, reasoner=str(tmp_path / "lean.Modelfile")))
 
 
 def test_too_little_memory_and_disk(server, profile):

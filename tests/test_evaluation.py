@@ -74,6 +74,38 @@ def test_a_stopped_run_goes_on_where_it_was(tmp_path):
     assert rows == [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.parametrize("left", ['{"answer": "', '{"answer": "\u00d6"'.encode()[:-2], ""])
+def test_rows_survive_a_kill_and_every_sign_in_an_answer(tmp_path, left):
+    """What a kill leaves may end in half a letter, and a line separator in an answer ends no row."""
+    evaluation.run([GOLD], ["rag"], lambda q, m: said("Ada\u2028Nilsen\u0085"), tmp_path, SETTINGS)
+    with (tmp_path / "rows.jsonl").open("ab") as file:
+        file.write(left if isinstance(left, bytes) else left.encode())
+    rows = evaluation.run([GOLD, UNKNOWN], ["rag"], lambda q, m: said("x"), tmp_path, SETTINGS)
+    assert (
+        [row["answer"] for row in rows]
+        == ["Ada\u2028Nilsen\u0085", "x"]
+        == [row["answer"] for row in evaluation.read_rows(tmp_path / "rows.jsonl")]
+    )
+
+
+def test_reading_rows_changes_no_file_and_a_last_line_needs_no_end(tmp_path):
+    path = write(tmp_path / "rows.jsonl", {"id": 1}, "", {"id": 2})
+    before = path.read_bytes()
+    assert evaluation.read_rows(path) == [{"id": 1}, {"id": 2}] and path.read_bytes() == before
+    with evaluation.appending(path, "", 1, 0) as (append, _):
+        append({"id": 3})
+    assert [row["id"] for row in evaluation.read_rows(path)] == [1, 2, 3]
+    with pytest.raises(KitError, match=r"Line 1 of .* is no JSON"):
+        evaluation.read_rows(write(tmp_path / "bad.jsonl", "{oops", {"id": 2}))
+
+
+@pytest.mark.parametrize("wrong", [{"aliases": "Oslo"}, {"aliases": 5}, {"sources": 5}, {"type": ["x"]}])
+def test_fields_of_another_kind_are_named(tmp_path, wrong):
+    rows = [{"id": "1", "question": "Who?", "answer": "Ada"}, {"id": "2", "question": "Who?", "answer": "Ada"} | wrong]
+    questions, bad = evaluation.read_questions(write(tmp_path / "q.jsonl", *rows))
+    assert len(questions) == 1 and [b["line"] for b in bad] == [2] and next(iter(wrong)) in bad[0]["error"]
+
+
 def test_a_question_that_was_reworded_is_asked_again(tmp_path):
     evaluation.run([GOLD], ["rag"], lambda q, m: said("Moe"), tmp_path, SETTINGS)
     (row,) = evaluation.run([{**GOLD, "question": "Who was it?"}], ["rag"], lambda q, m: said(), tmp_path, SETTINGS)
@@ -99,7 +131,10 @@ def test_an_engine_that_dies_is_brought_back_and_a_lasting_fault_is_kept(tmp_pat
     rows = evaluation.run([GOLD, UNKNOWN], ["rag"], answer, tmp_path, SETTINGS, lambda e: "not answer" in str(e))
     assert asked == ["q", "q", "u"]
     assert [row["error"] for row in rows] == ["", "The prompt has 9000 tokens."]
-    assert evaluation.summarize([GOLD, UNKNOWN], rows)["modes"]["rag"]["errors"] == 1
+    figures = evaluation.summarize([GOLD, UNKNOWN], rows)["modes"]["rag"]
+    assert (figures["errors"], figures["abstention_recall"]) == (1, 0), "a fault is no refusal"
+    rows = evaluation.run([GOLD, UNKNOWN], ["rag"], answer, tmp_path, SETTINGS)
+    assert asked == ["q", "q", "u", "u"] and not any(row["error"] for row in rows), "the next run asks again"
 
 
 @pytest.mark.parametrize(
@@ -119,6 +154,16 @@ def test_yes_earns_nothing_where_the_answer_is_a_sentence_with_yes():
 def test_a_declined_question_scores_nothing():
     found = evaluation.score(GOLD, said("Ada Nilsen", answered=False))
     assert (found["em"], found["f1"], found["declined"], found["citation_recall"]) == (0, 0, True, None)
+    blood = evaluation.score({**GOLD, "answer": "A", "aliases": []}, said("", answered=False))
+    assert (blood["em"], blood["f1"]) == (0, 0), "of a group of blood the script leaves nothing, as of no answer"
+
+
+def test_one_question_alone_can_be_summarized(tmp_path):
+    rows = evaluation.run(
+        [GOLD], ["rag", "agentic"], lambda q, m: said("Moe" if m == "rag" else "Ada Nilsen"), tmp_path, SETTINGS
+    )
+    paired = evaluation.summarize([GOLD], rows)["paired"]
+    assert paired and all(pair["p"] == 1 for pair in paired)
 
 
 def test_citations_are_pages_where_the_gold_has_pages():

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTr
 
 from kit import distill, finetune
 from kit.cli import main
-from kit.config import KitError
+from kit.config import KitError, load_profile
 from kit.finetune import Recipe
 from kit.reasoner import ANSWER, VERDICT
 
@@ -124,6 +124,22 @@ def test_a_stopped_run_goes_on_from_its_last_whole_checkpoint(tmp_path, base, mo
     assert len((out / "loss.jsonl").read_text().splitlines()) == 25
 
 
+def test_another_run_in_the_same_folder_is_refused(tmp_path, base):
+    finetune.train([ROW], base, tmp_path, tmp_path / "out", SHORT)
+    for rows, recipe in (([ROW, ROW], SHORT), ([ROW], replace(SHORT, learning_rate=1e-3))):
+        with pytest.raises(KitError, match="another --out"):
+            finetune.train(rows, base, tmp_path, tmp_path / "out", recipe)
+
+
+@pytest.mark.parametrize("text", ['base = "ci"\nk = 3\nthinking_tokens = 200\n', 'base = "laptop"\n'])
+def test_the_profile_of_the_lean_model_keeps_what_its_profile_says(tmp_path, text):
+    (tmp_path / "mine.toml").write_text(text)
+    profile = load_profile(str(tmp_path / "mine.toml"))
+    (tmp_path / "lean.toml").write_text(finetune._settings(replace(profile, reasoner="/x/lean.Modelfile")))
+    lean = load_profile(str(tmp_path / "lean.toml"))
+    assert replace(lean, name=profile.name, reasoner=profile.reasoner, why=profile.why) == profile
+
+
 def test_what_cannot_be_trained_is_refused_before_it_begins(tmp_path, base, monkeypatch):
     with pytest.raises(KitError, match=r"is a LlamaForCausalLM.*Qwen2ForCausalLM"):
         finetune.train([ROW], made(tmp_path / "llama", LlamaConfig), tmp_path, tmp_path / "out", SHORT)
@@ -166,3 +182,7 @@ def test_the_command_trains_on_what_was_accepted(tmp_path, base, capsys):
     with pytest.raises(SystemExit) as end:
         main(["finetune", str(tmp_path / "none.jsonl"), "--out", "o", "--profile", str(profile)])
     assert end.value.code == 1 and "There is no file" in capsys.readouterr().err
+    traces.write_text('{"id": "1", "question": "Who?", "answer": "Ada"}\n')
+    with pytest.raises(SystemExit) as end:
+        main(["finetune", str(traces), "--out", str(tmp_path / "out"), "--profile", str(profile)])
+    assert end.value.code == 1 and "no traces" in capsys.readouterr().err

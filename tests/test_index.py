@@ -2,12 +2,14 @@
 
 import json
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
 import threading
 import time
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,9 @@ from conftest import FakeEmbedder, write_pdf
 
 from kit.config import KitError
 from kit.index import Embedder, Index
+from kit.ingest import MANIFEST
 from kit.pdf import PdfReader
+from kit.retriever import Hit, joined
 
 ROOT = Path(__file__).parents[1]
 
@@ -77,6 +81,37 @@ def test_a_changed_file_is_replaced_and_what_did_not_change_in_it_is_not_embedde
         assert counts(index.ingest([docs])) == (3, 4, 4, 1, 2, 0)
         assert ("Owls", "An owl hunts at dawn.") in contents(index)
         assert index.count() == 4 and embedder.texts == 5
+
+
+def test_text_that_moved_within_a_file_is_read_in_its_new_order(tmp_path, embedder):
+    one, two, three = (f"Chapter {n} is about the sea and the weather on it." for n in ("one", "two", "three"))
+    (tmp_path / "a.txt").write_text(f"{one}\n\n{two}")
+    with make(tmp_path, embedder, 60, 10) as index:
+        index.ingest([tmp_path / "a.txt"])
+        (tmp_path / "a.txt").write_text(f"{three}\n\n{two}\n\n{one}")
+        index.ingest([tmp_path / "a.txt"])
+        read = joined([Hit(*row[:5], row[5]) for row in index.passages("a.txt")])
+    assert [read.index(text) for text in (three, two, one)] == sorted(read.index(text) for text in (three, two, one))
+    assert embedder.texts == 3, "what only moved is not embedded again"
+
+
+def test_words_are_found_beside_the_journal_of_a_killed_writer(tmp_path, docs, embedder):
+    make(tmp_path, embedder).close()
+    with make(tmp_path, embedder) as index:
+        index.ingest([docs])
+        manifest, copy = tmp_path / "index" / MANIFEST, tmp_path / "copy"
+        with closing(sqlite3.connect(manifest)) as db:
+            db.execute("pragma cache_size = 1")
+            db.execute("create table filler (text)")
+            db.executemany("insert into filler values (?)", [("x" * 3000,)] * 200)
+            db.commit()
+            db.execute("update filler set text = 'y' || text")  # more than the cache holds: the journal is on the disk
+            for end in ("", "-journal"):
+                shutil.copy(f"{manifest}{end}", f"{copy}{end}")  # what a kill leaves
+            db.rollback()
+        for end in ("", "-journal"):
+            shutil.copy(f"{copy}{end}", f"{manifest}{end}")
+        assert index.match("rye bread", 1)
 
 
 def test_deleted_files_go_but_only_beneath_the_given_paths(tmp_path, docs, embedder):

@@ -187,6 +187,23 @@ def test_the_openai_client_sends_schema_and_budget_and_reads_usage(scripted):
     assert sent["max_tokens"] == 9 and sent["response_format"]["json_schema"]["schema"] == {"type": "object"}
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        "This model's maximum context length is 8192 tokens. However, you requested 9257 tokens (9001 in the messages, "
+        "256 in the completion).",
+        "'max_tokens' is too large: 256. This model's maximum context length is 8192 tokens and your request has 9001 "
+        "input tokens.",
+        "request (9001 tokens) exceeds the available context size (8192 tokens), try increasing it",
+    ],
+)
+def test_the_window_of_another_server_is_not_taken_for_the_budget_of_a_reply(scripted, said):
+    server = scripted({"status": 400, "json": {"error": {"message": said, "code": 400}}})
+    with pytest.raises(ContextOverflow) as caught:
+        OpenAIModel("some/model", server.url + "/v1", "secret").complete([{"role": "user", "content": "q"}])
+    assert caught.value.window == 8192 and caught.value.prompt_tokens > 9000
+
+
 def test_the_openai_client_gives_tool_messages_the_ids_that_the_protocol_asks_for(scripted):
     server = scripted({"sse": [{"choices": [{"index": 0, "delta": {"content": "ok"}, "finish_reason": "stop"}]}]})
     history = [

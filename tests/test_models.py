@@ -253,6 +253,17 @@ def test_a_model_that_somebody_removed_is_made_again(server, registry, tmp_path)
     assert [call[1] for call in server.calls] == ["tiny.gguf", "kit-tiny", "kit-own", "kit-own"]
 
 
+def test_a_model_whose_base_was_made_anew_is_made_again(server, registry, tmp_path):
+    """As after a second `kit finetune` under one name."""
+    server.models["kit-lean-weights"] = "first"
+    profile = own_profile(tmp_path, "FROM kit-lean-weights\n")
+    models.ensure(profile, "http://fake")
+    models.ensure(profile, "http://fake")
+    server.models["kit-lean-weights"] = "second"
+    models.ensure(profile, "http://fake")
+    assert [call[:2] for call in server.calls if call[0] == "create"] == [("create", "kit-own")] * 2
+
+
 def test_pulls_a_model_that_has_no_weights_of_ours(server, registry, tmp_path):
     rows = models.ensure(own_profile(tmp_path, "FROM llama3.2:3b\n"), "http://fake")
     assert server.calls == [("pull", "llama3.2:3b"), ("create", "kit-own", {"from_": "llama3.2:3b"})]

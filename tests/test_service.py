@@ -3,6 +3,7 @@
 import json
 import re
 import socket
+import sqlite3
 import threading
 import time
 from contextlib import contextmanager, suppress
@@ -23,7 +24,7 @@ from kit.config import PROFILES, KitError
 from kit.index import Index
 from kit.llm import ContextOverflow, OllamaModel
 from kit.retriever import Retriever
-from kit.threads import Threads
+from kit.threads import NoSuchThread, Threads
 
 PASSAGE = "The rent is 48,000 euros."
 NO_THREAD = "0" * 32
@@ -349,3 +350,22 @@ def test_the_client_says_what_a_service_said(threads, free_port):
 def test_a_port_that_is_taken_is_named(retriever):
     with socket.create_server(("127.0.0.1", 0)) as other, pytest.raises(KitError, match="another --port"):
         service.run(service.retrieval(retriever), "127.0.0.1", other.getsockname()[1], print)
+    with pytest.raises(KitError, match="another --port"):
+        service.run(service.retrieval(retriever), "127.0.0.1", 70_000, print)
+    with pytest.raises(KitError, match="another --host"):
+        service.run(service.retrieval(retriever), "192.0.2.1", 0, print)
+
+
+@pytest.mark.parametrize(
+    ("fault", "says"), [(sqlite3.OperationalError("disk is full"), "disk has room"), (NoSuchThread("x"), "no thread x")]
+)
+def test_an_answer_that_cannot_be_kept_is_told(threads, monkeypatch, fault, says):
+    def add(*args):
+        raise fault
+
+    client = TestClient(service.rag(Desk(), threads))
+    asked = {"question": "What is the rent?", "thread": client.post("/threads").json()["id"]}
+    monkeypatch.setattr(threads, "add", add)
+    kind, data = events(client.post("/ask/stream", json=asked))[-1]
+    assert kind == "error" and says in data["detail"]
+    assert says in client.post("/ask", json=asked).json()["detail"]

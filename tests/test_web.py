@@ -2,6 +2,7 @@
 
 import re
 
+import httpx
 import pytest
 from conftest import in_a_browser
 from fakes import FakeRetriever, Typing, call, found, hit
@@ -183,6 +184,17 @@ def test_whoever_leaves_stops_the_answer():
     next(answer)
     answer.close()
     assert not visit.busy and len(place.assistants[0].reasoner.model.asked) < 2
+
+
+def test_another_name_of_this_machine_is_not_answered_to():
+    """A web site may make its own name mean 127.0.0.1, and read what the page shows."""
+    blocks = page(Place(None).assistant)
+    try:
+        address = serve(blocks)
+        assert httpx.get(address, trust_env=False).status_code == 200
+        assert httpx.get(address, headers={"Host": "evil.example"}, trust_env=False).status_code == 400
+    finally:
+        blocks.close(verbose=False)
 
 
 def test_a_port_that_is_taken_is_named():
