@@ -15,6 +15,7 @@ import json
 import random
 import re
 import resource
+import shutil
 import statistics
 import subprocess
 import sys
@@ -126,6 +127,7 @@ def jsonl() -> dict:
 def scale(count: int) -> dict:
     """So many chunks into an index that stays, for search.py: time, memory, size."""
     folder = RESULTS / f"index-{count}"
+    shutil.rmtree(folder, ignore_errors=True)  # of a run that was stopped, whose seconds are lost
     embedder = _warm()
     before = _peak()
     file = write_passages(RESULTS / f"{count}.jsonl", count, 1)  # about 100 characters: one chunk

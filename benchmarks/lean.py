@@ -5,7 +5,8 @@
 A way to answer is written WHO/HOW. WHO is base (the small model before training), lean, or teacher. HOW is
 k1, k3, k5, k10 (so many passages, thoughts of at most 80 tokens), t0 to t512 (five passages, thoughts forced to so many
 tokens), closed (no passages), or judge (the reasoner of the kit, as the agent calls it). One factor changes at a time.
-Rows are appended to benchmarks/results/lean/ as they are made. Prints one JSON object.
+Only the seconds of a judge mean something: other ways may find their prompt in the engine's memory. Rows are appended
+to benchmarks/results/lean/ as they are made. Prints one JSON object.
 """
 
 import argparse
@@ -71,6 +72,8 @@ def answering(profile: Profile, lean: Path, stack: ExitStack):
 
     def answer(question: dict, mode: str) -> dict:
         name, _, how = mode.partition("/")
+        if how == "judge":
+            models.effective_context(server.url, who[name].model_name("reasoner"))  # loads it: two of the three fit
         started = time.perf_counter()
         k = 0 if how == "closed" else int(how[1:]) if how.startswith("k") else K
         hits = retriever.search(question["question"], k) if k else []

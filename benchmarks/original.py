@@ -5,8 +5,9 @@ for the 3 nearest chunks of 1,000 characters (200 shared) and hands them to a st
 most 2 steps, `reset=False`), which answers or says what to search for instead. Both reach Ollama by
 `/v1`, with no limit on the tokens of a reply. Engine, weights, window and embeddings are the kit's.
 
-Two kindnesses, so that a run ends: every question starts with new agents, so none leaks into the
-next, and a call that takes longer than `call_seconds` of the profile fails.
+Three kindnesses. So that a run ends, every question starts with new agents, and none leaks into the
+next; and a call that takes longer than `call_seconds` of the profile fails. And its search is the
+kit's, by words as well as by meaning, over chunks beneath their titles.
 """
 
 import time

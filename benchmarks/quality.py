@@ -98,6 +98,7 @@ def figures_of(asked: list[dict], rows: list[dict]) -> dict:
     """What `kit evaluate` prints of `rows`, questions grouped by whether their evidence stands in one place."""
     asked = [{**row, "type": "several" if len(row["sources"]) > 1 else "one"} for row in asked]
     done = {row["id"] for row in asked}
+    rows = list({(row["id"], row["mode"]): row for row in rows}.values())  # the last try of each
     agentic = [row for row in rows if row["mode"] == "agentic" and row["id"] in done]
     summary = evaluation.summarize(asked, rows)
     return {**_cleanness(agentic), "claims": _claims(summary), **summary}
