@@ -20,7 +20,6 @@ import numpy as np
 from tqdm import tqdm
 
 from kit.config import KitError
-from kit.engine import replace_text
 
 ROWS, SETTINGS = "rows.jsonl", "run.json"
 RESAMPLES = 9999
@@ -160,12 +159,14 @@ def _end_last_line(path: Path) -> None:
 def _same_settings(out: Path, settings: dict) -> None:
     out.mkdir(parents=True, exist_ok=True)
     record = out / SETTINGS
-    then = json.loads(record.read_text(encoding="utf-8")) if record.exists() else settings
+    known = record.read_text(encoding="utf-8") if record.exists() else ""  # empty where a full disk left it so
+    then = json.loads(known) if known else settings
     if other := [key for key in settings if then.get(key) != settings[key]]:
         raise KitError(
             f"{out} holds rows of a run with another {', '.join(other)}; use another --out folder, or delete this one."
         )
-    replace_text(record, json.dumps(settings, indent=1))
+    if not known:
+        record.write_text(json.dumps(settings, indent=1, ensure_ascii=False), encoding="utf-8")
 
 
 def _answered(question: dict, mode: str, answer: Answering, recover: Callable) -> dict:
