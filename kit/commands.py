@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from kit.client import PORTS
-from kit.config import KitError, remember_profile, service_tokens
+from kit.config import KitError, expanded, remember_profile, service_tokens
 
 # Questions to click on the web page, each shown where its source is in the index.
 DEMO = {
@@ -284,7 +284,7 @@ def _retriever(args, profile):
 
 
 def _folder(args, profile) -> Path:
-    return Path(args.index).expanduser() if args.index else profile.index
+    return expanded(args.index) if args.index else profile.index
 
 
 def _say(line: str) -> None:

@@ -67,7 +67,7 @@ class Profile:
     @property
     def embedding_path(self) -> Path:
         """Folder of the sentence-transformers model: `embedding` itself where it is one, else under `home`."""
-        own = Path(self.embedding).expanduser()
+        own = expanded(self.embedding)
         return own if own.is_dir() else self.home / "weights" / Path(self.embedding).name
 
     @property
@@ -78,7 +78,7 @@ class Profile:
     def modelfile(self, role: str) -> Path:
         """Path of the Modelfile of `role` (`primary` or `reasoner`) for this profile's window."""
         name = getattr(self, role)
-        own = Path(name).expanduser()
+        own = expanded(name)
         path = own if own.suffix else MODELFILES / f"{name}-{self.num_ctx // 1024}k.Modelfile"
         if not path.is_file():
             raise KitError(
@@ -121,7 +121,7 @@ def load_profile(choice: str | None = None) -> Profile:
     last `kit setup` made, and then what the machine has: GPU memory, main memory, and whether
     Ollama's registry answers. Raises `KitError` for a name or a file that does not hold a profile.
     """
-    home = Path(os.environ.get("KIT_HOME") or HOME).expanduser().absolute()
+    home = expanded(os.environ.get("KIT_HOME") or HOME).absolute()
     if choice:
         name, why = choice, "asked for"
     elif os.environ.get("KIT_PROFILE"):
@@ -130,7 +130,7 @@ def load_profile(choice: str | None = None) -> Profile:
         name, why = (home / "profile").read_text().strip(), "the last `kit setup` made it; --profile chooses another"
     else:
         name, why = _detect()
-    profile = _from_file(Path(name).expanduser()) if name.endswith(".toml") else PROFILES.get(name)
+    profile = _from_file(expanded(name)) if name.endswith(".toml") else PROFILES.get(name)
     if profile is None:
         raise KitError(f"There is no profile {name!r}; choose one of {', '.join(PROFILES)}, or give a .toml file.")
     return replace(profile, why=why, home=home, ollama_host=os.environ.get("OLLAMA_HOST", ""))
@@ -142,7 +142,7 @@ def remember_profile(profile: Profile, choice: str | None) -> None:
     if not choice and record.is_file():
         return  # it is what has chosen this profile
     profile.home.mkdir(parents=True, exist_ok=True)
-    record.write_text(str(Path(choice).expanduser().absolute()) if choice.endswith(".toml") else profile.name)
+    record.write_text(str(expanded(choice).absolute()) if choice.endswith(".toml") else profile.name)
 
 
 def _from_file(path: Path) -> Profile:
@@ -163,8 +163,10 @@ def _from_file(path: Path) -> Profile:
                 f"The profile file {path} sets {key}, which no profile has (api_key_env names the variable of a key); "
                 "see the fields of Profile in kit/config.py."
             )
-        kind, choices = kinds[key], get_args(kinds[key])
-        if value not in choices if choices else not isinstance(value, (int, float) if kind is float else kind):
+        kind = kinds[key]
+        choices = get_args(kind)  # of a Literal
+        fits = value in choices if choices else isinstance(value, (int, float) if kind is float else kind)
+        if not fits:
             raise KitError(
                 f"The profile file {path} sets {key} to {value!r}; see the fields of Profile in kit/config.py."
             )
@@ -198,6 +200,11 @@ def service_tokens() -> tuple[str, ...]:
             "KIT_TOKEN holds a letter that is not ASCII, which no HTTP header carries; choose another token."
         )
     return tokens
+
+
+def expanded(path: str | Path) -> Path:
+    """`path` with the home folder for a `~`; a name that only begins with one, such as ~backup.md, is left alone."""
+    return Path(os.path.expanduser(path))
 
 
 def environment(**changes: str) -> dict[str, str]:

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from kit.config import KitError
+from kit.config import KitError, expanded
 from kit.pdf import PdfReader, ReadError
 
 MIB = 2**20
@@ -92,7 +92,7 @@ def find_files(paths: Iterable[str | Path]) -> list[tuple[Path, str]]:
     """
     found: dict[Path, str] = {}
     for given in paths:
-        path = Path(os.path.expanduser(given))  # which leaves a name alone that only begins with ~
+        path = expanded(given)
         if os.path.isdir(path):
             folder = path.resolve()
             for file in _walk(folder):

@@ -164,12 +164,10 @@ def into_ollama(out: str | Path, name: str, profile: Profile, url: str) -> Path:
 
 def _settings(profile: Profile) -> str:
     """A profile file that says all in which `profile` differs from `ci`; a file cannot begin from another file."""
-    own = {f.name: getattr(profile, f.name) for f in fields(Profile)}
-    first = PROFILES["ci"]
-    for name in ("name", "why", "home", "ollama_host"):
-        del own[name]
-    changed = {name: value for name, value in own.items() if value != getattr(first, name)}
-    return 'base = "ci"\n' + "".join(f"{name} = {json.dumps(value)}\n" for name, value in changed.items())
+    elsewhere = ("name", "why", "home", "ollama_host")  # these are not a file's to say
+    own = {f.name: getattr(profile, f.name) for f in fields(Profile) if f.name not in elsewhere}
+    changed = [(name, value) for name, value in own.items() if value != getattr(PROFILES["ci"], name)]
+    return 'base = "ci"\n' + "".join(f"{name} = {json.dumps(value)}\n" for name, value in changed)
 
 
 def agreement(out: str | Path, name: str, url: str, prompts: Sequence[str]) -> float:
@@ -218,11 +216,11 @@ def _fitting(rows: Sequence[dict], tokenizer, block: int) -> tuple[list[dict], l
 
 def _same_run(out: Path, run: dict, first: bool) -> None:
     """Refuse to go on from the checkpoints of another run; the `first` of several processes notes which one this is."""
-    record, sum = out / "run.sha256", hashlib.sha256(json.dumps(run).encode()).hexdigest()
-    if record.is_file() and record.read_text() != sum:
+    record, checksum = out / "run.sha256", hashlib.sha256(json.dumps(run).encode()).hexdigest()
+    if record.is_file() and record.read_text() != checksum:
         raise KitError(f"{out} holds a run with other rows or settings; use another --out folder, or delete this one.")
     if first:
-        replace_text(record, sum)
+        replace_text(record, checksum)
 
 
 def _trainer(model, tokenizer, rows: list[dict], out: Path, recipe: Recipe, device: str):

@@ -7,14 +7,13 @@ is noted there before Chroma gets it, with the number of the run, and is `live` 
 """
 
 import hashlib
-import os
 import sqlite3
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from kit.config import KitError
+from kit.config import KitError, expanded
 from kit.corpus import Chunk, find_files, printable, read, split
 from kit.pdf import PdfReader, ReadError
 
@@ -81,7 +80,7 @@ class Ingest:
 
     def _gone(self, here: set[str], paths: list[str | Path]) -> list[str]:
         """Files of the manifest that were beneath `paths`, and are there no more."""
-        roots = [printable(Path(os.path.expanduser(path)).resolve()).rstrip("/") + "/" for path in paths]
+        roots = [printable(expanded(path).resolve()).rstrip("/") + "/" for path in paths]
         known = [path for (path,) in self._sql("select path from files")]
         return [path for path in known if path not in here and path.startswith(tuple(roots))]
 

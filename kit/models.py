@@ -18,7 +18,7 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from kit import engine
-from kit.config import KitError, Profile, hub_answers
+from kit.config import KitError, Profile, expanded, hub_answers
 from kit.download import Unreachable, checksum, fetch, full_disk_said, need_disk, registry_file
 
 ROLES = ("primary", "reasoner")
@@ -82,14 +82,10 @@ def ensure(profile: Profile, url: str) -> list[dict]:
         for role in ROLES:
             name, text = profile.model_name(role), profile.modelfile(role).read_text(encoding="utf-8")
             spec = parse_modelfile(text)
-            wanted = hashlib.sha256(text.encode()).hexdigest()
-            # `base` is the model that a Modelfile starts from, where it names one: `kit finetune` makes it anew.
-            now = {"modelfile": wanted, "digest": _digest(client, name), "base": _digest(client, spec["from"])}
-            known = made.get(name, {})
+            known, now = made.get(name, {}), _state(client, name, text, spec["from"])
             if {key: known.get(key) for key in now} != now:
                 source = _create(client, profile, name, spec, profile.modelfile(role).parent)
-                now |= {"digest": _digest(client, name), "base": _digest(client, spec["from"])}
-                made[name] = now | {"source": source}
+                made[name] = _state(client, name, text, spec["from"]) | {"source": source}
                 engine.replace_text(record, json.dumps(made, indent=1))
             rows.append({"role": role, "name": name, "num_ctx": spec["parameters"].get("num_ctx")})
             rows[-1] |= {key: made[name][key] for key in ("digest", "source")}
@@ -204,6 +200,12 @@ def _set_parameter(parameters: dict, name: str, text: str) -> None:
 # --- models in Ollama
 
 
+def _state(client: ollama.Client, name: str, modelfile: str, base: str) -> dict:
+    """What has changed where `name` is to be made again: its Modelfile, itself, or its base, by `kit finetune`."""
+    recipe = hashlib.sha256(modelfile.encode()).hexdigest()
+    return {"modelfile": recipe, "digest": _digest(client, name), "base": _digest(client, base)}
+
+
 def _digest(client: ollama.Client, name: str) -> str | None:
     found = {model.model.removesuffix(":latest"): model.digest for model in client.list().models}
     return found.get(name.removesuffix(":latest"))
@@ -219,7 +221,7 @@ def _create(client: ollama.Client, profile: Profile, name: str, spec: dict, fold
         if _digest(client, start) is None:
             _import(client, profile.home, gguf, engine.sources()["weights"][pin]["sha256"], start)
     elif start.endswith(".gguf"):
-        gguf, source = folder / Path(start).expanduser(), start
+        gguf, source = folder / expanded(start), start
         if not gguf.is_file():
             raise KitError(f"The Modelfile of {name} starts from {gguf}, which does not exist; correct its FROM line.")
         start = f"{name}-weights"

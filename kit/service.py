@@ -211,9 +211,7 @@ def rag(
                 while (event := await said.get())[0] != "end":
                     yield ServerSentEvent(event=event[0], data=event[1])
             yield ServerSentEvent(event="answer", data=asdict(work.result()))
-        except NoSuchThread as error:
-            yield ServerSentEvent(event="error", data={"detail": f"There is no thread {error.args[0]}."})
-        except (KitError, TimeoutError) as error:
+        except (KitError, NoSuchThread, TimeoutError) as error:
             yield ServerSentEvent(event="error", data={"detail": str(error) or TOO_LATE})
         finally:
             work.cancel()
@@ -358,7 +356,7 @@ def _app(name: str, tokens: Sequence[str], missing: Callable[[], str] = lambda: 
 
     @app.exception_handler(NoSuchThread)
     async def no_thread(_, error: NoSuchThread):
-        return JSONResponse({"detail": f"There is no thread {error.args[0]}."}, 404)
+        return JSONResponse({"detail": str(error)}, 404)
 
     @app.exception_handler(KitError)
     async def failed(_, error: KitError):

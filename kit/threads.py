@@ -23,6 +23,9 @@ create index if not exists turns_of_thread on turns (thread);
 class NoSuchThread(KeyError):
     """There is no such thread, or it is somebody else's."""
 
+    def __str__(self) -> str:
+        return f"There is no thread {self.args[0]}."
+
 
 class Threads:
     """Threads in the file `path`, with a connection for each call, so that any thread of a server may call."""

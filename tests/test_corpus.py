@@ -15,10 +15,9 @@ import pytest
 from conftest import write_pdf
 from fakes import FakeChat
 
-from kit import corpus
 from kit import pdf as pdf_module
 from kit.config import KitError
-from kit.corpus import Document, compress, find_files, read, split, title
+from kit.corpus import Document, compress, find_files, read, split, title, whole_documents
 from kit.pdf import PdfReader, ReadError
 
 
@@ -92,7 +91,7 @@ def test_a_document_that_breaks_in_the_middle_is_left_out_whole(tmp_path, monkey
     monkeypatch.setattr(PdfReader, "pages", pages)
     (tmp_path / "a.pdf").write_bytes(b"%PDF")
     failed = []
-    assert corpus.whole_documents([tmp_path], failed) == [] and failed[0]["file"] == "a.pdf"
+    assert whole_documents([tmp_path], failed) == [] and failed[0]["file"] == "a.pdf"
 
 
 def test_a_file_of_another_kind(tmp_path):

@@ -74,12 +74,12 @@ def test_a_stopped_run_goes_on_where_it_was(tmp_path):
     assert rows == [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("left", ['{"answer": "', '{"answer": "\u00d6"'.encode()[:-2], ""])
+@pytest.mark.parametrize("left", [b'{"answer": "', '{"answer": "\u00d6"'.encode()[:-2], b""])
 def test_rows_survive_a_kill_and_every_sign_in_an_answer(tmp_path, left):
     """What a kill leaves may end in half a letter, and a line separator in an answer ends no row."""
     evaluation.run([GOLD], ["rag"], lambda q, m: said("Ada\u2028Nilsen\u0085"), tmp_path, SETTINGS)
     with (tmp_path / "rows.jsonl").open("ab") as file:
-        file.write(left if isinstance(left, bytes) else left.encode())
+        file.write(left)
     rows = evaluation.run([GOLD, UNKNOWN], ["rag"], lambda q, m: said("x"), tmp_path, SETTINGS)
     assert (
         [row["answer"] for row in rows]
