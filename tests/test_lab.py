@@ -33,10 +33,11 @@ Panel(Assistant(PROFILES["ci"], primary, reasoner, retriever))
 
 @pytest.fixture
 def lab(tmp_path, free_port):
-    """The address of a JupyterLab that knows nothing of this machine's settings, with one notebook."""
+    """The address of a JupyterLab that knows nothing of this machine's settings, with two notebooks alike."""
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(CELL)])
     notebook.metadata.kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    nbformat.write(notebook, tmp_path / "chat.ipynb")
+    for name in ("chat", "another"):
+        nbformat.write(notebook, tmp_path / f"{name}.ipynb")
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--ServerApp.port={free_port}"]
     command += ["--IdentityProvider.token=", f"--ServerApp.root_dir={tmp_path}"]
     folders = {f"JUPYTER_{name}_DIR": str(tmp_path / "jupyter" / name) for name in ("CONFIG", "DATA", "RUNTIME")}
@@ -57,12 +58,15 @@ def lab(tmp_path, free_port):
         server.wait(20)
 
 
-def run_the_cell(page):
-    """Run the notebook's cell, and return the panel's text box.
+def opened(page, address):
+    """Open the notebook at `address`, run its cell, and return the panel's text box.
 
     JupyterLab can forget a cell that is run while it still connects to a kernel it already calls idle:
     the prompt is empty again, and nothing ever runs. Such a cell is run again.
     """
+    page.set_default_timeout(90_000)
+    page.goto(address)
+    page.locator('.jp-Notebook-ExecutionIndicator[data-status="idle"]').wait_for()
     cell, question = page.locator(".jp-Notebook .jp-CodeCell").first, page.get_by_placeholder("Ask the documents")
     for _ in range(30):
         if cell.locator(".jp-InputPrompt").inner_text() == "[ ]:":
@@ -81,11 +85,7 @@ def run_the_cell(page):
 @in_a_browser
 def test_the_panel_streams_stops_and_clears(lab, browser):
     page = browser.new_context().new_page()
-    page.set_default_timeout(90_000)
-    page.goto(f"{lab}/lab/tree/chat.ipynb")
-    page.locator('.jp-Notebook-ExecutionIndicator[data-status="idle"]').wait_for()
-    question = run_the_cell(page)
-
+    question = opened(page, f"{lab}/lab/tree/chat.ipynb")
     question.fill("What is the rent?")
     question.press("Enter")
     page.get_by_text(re.compile("… The first sentence")).wait_for()  # what is written shows while it is written
@@ -110,3 +110,18 @@ def test_the_panel_streams_stops_and_clears(lab, browser):
     page.get_by_role("button", name="Clear", exact=True).click()
     expect(page.get_by_text("Stopped.", exact=True)).to_have_count(0)
     page.context.close()
+
+
+@pytest.mark.ollama  # for the same half minute
+@in_a_browser
+def test_two_people_do_not_see_each_other(lab, browser):
+    pages = [browser.new_context().new_page() for _ in range(2)]
+    for page, name in zip(pages, ("chat", "another"), strict=True):  # /doc: without the tabs that all share
+        opened(page, f"{lab}/doc/tree/{name}.ipynb").fill(f"What is the rent of {name}?")
+    for page in pages:
+        page.get_by_placeholder("Ask the documents").press("Enter")
+        page.get_by_text("48,000", exact=True).wait_for()
+    for page, own, foreign in zip(pages, ("chat", "another"), ("another", "chat"), strict=True):
+        expect(page.get_by_text(f"What is the rent of {own}?")).not_to_have_count(0)
+        expect(page.get_by_text(f"What is the rent of {foreign}?")).to_have_count(0)
+        page.context.close()
