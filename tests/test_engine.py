@@ -134,6 +134,7 @@ def test_an_archive_with_a_wrong_sum_stops_the_set_up(profile, official, pins):
     assert engine.locate(profile) is None
 
 
+@pytest.mark.skipif(not hasattr(tarfile, "data_filter"), reason="this Python, before 3.11.4, looks at no names")
 def test_an_archive_that_reaches_outside_is_refused(profile, official):
     official({"../../outside": b"x"})
     with pytest.raises(tarfile.OutsideDestinationError):
