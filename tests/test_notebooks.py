@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from pathlib import Path
 
@@ -255,6 +256,28 @@ def test_run_out_of_order_and_then_twice_in_one_kernel(home, in_time):
     run = {"resources": {"metadata": {"path": str(ROOT / "notebooks")}}, "kernel_name": "python3", "timeout": 900}
     NotebookClient(notebook, **run).execute()
     assert notebook.cells[0].outputs[0].ename == "NameError", "that cell needs those before it"
+
+
+@pytest.mark.ollama
+@pytest.mark.timeout(600)
+def test_two_kernels_at_once_over_one_index(home, in_time, tmp_path):
+    notebook = nbformat.read(numbered("03"), as_version=4)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    (last,) = (place for place, cell in enumerate(code) if "passages in the index" in cell.source)
+    code[1].source += f"\nINDEX = {str(tmp_path / 'index')!r}"
+    notebook.cells = code[: last + 1]
+
+    def run(_) -> str:
+        """What the cell said that reads the documents, or why it stopped."""
+        mine, folder = deepcopy(notebook), {"metadata": {"path": str(ROOT / "notebooks")}}
+        NotebookClient(mine, kernel_name="python3", timeout=300, allow_errors=True, resources=folder).execute()
+        return "".join(output.get("text", output.get("evalue", "")) for output in mine.cells[-1].outputs)
+
+    with ThreadPoolExecutor(2) as pool:
+        first = list(pool.map(run, range(2)))
+    assert all(re.search("passages in the index|Another process is writing", said) for said in first), first
+    (whole,) = {said for said in first if "Another" not in said}
+    assert run(0) == whole, "the next run is clean, and finds the same"
 
 
 @pytest.mark.ollama
