@@ -108,7 +108,8 @@ class RagTool(Tool):
         known = [hit.similarity for hit in hits if hit.similarity is not None]
         if known and max(known) < FAR:
             return Verdict("", False, "", "No passage has anything to do with it.")  # so nobody need read them
-        return self.reasoner.judge(self.question, hits, self.notes)
+        read = (self.question, hits, self.notes)
+        return self.reasoner.decline(*read) or self.reasoner.judge(*read)
 
 
 class RagAgent(ToolCallingAgent):
@@ -183,7 +184,7 @@ class Assistant:
         on_event=None,
     ):
         self.profile, self.primary, self.retriever = profile, primary, retriever
-        self.reasoner = Reasoner(reasoner_model, profile.thinking_tokens, profile.answer_tokens)
+        self.reasoner = Reasoner(reasoner_model, profile.thinking_tokens, profile.answer_tokens, profile.check)
         self.tool = RagTool(retriever, self.reasoner, profile.k, on_event)
         self.agent = RagAgent(self.tool, primary, profile.max_steps)
 

@@ -104,15 +104,17 @@ class ChatModel(smolagents.Model):
         think: bool | None = None,
         max_tokens: int | None = None,
         stop: list[str] | None = None,
+        quiet: bool = False,
     ) -> Reply:
         """The model's reply to `messages` (dicts with `role` and `content`).
 
         `schema` holds the text to a JSON schema. The grammar made from it writes properties in the
         schema's order or, in some builds of Ollama, in alphabetical order; so give them names for
         which both are the order in which they should be thought of. Pieces go to `on_text` as they
-        arrive. Raises `ContextOverflow`, `Cancelled`, or a `KitError` when the
-        server fails or the time is over; nothing is retried here.
+        arrive, unless `quiet`: a reply that is nothing for a reader. Raises `ContextOverflow`,
+        `Cancelled`, or a `KitError` when the server fails or the time is over; nothing is retried here.
         """
+        listener, self.on_text = self.on_text, None if quiet else self.on_text
         with start_blocking_portal() as portal:
             self._running = portal.start_task_soon(
                 self._limited, inert(messages), schema, think, max_tokens or self.max_tokens, stop
@@ -126,6 +128,7 @@ class ChatModel(smolagents.Model):
             finally:  # an interrupt from the keyboard ends the generation too
                 self._running.cancel()
                 self._running = None
+                self.on_text = listener
         self.usage += reply.usage
         return reply
 

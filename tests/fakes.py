@@ -6,20 +6,29 @@ import re
 import anyio
 
 from kit.llm import ChatModel, Reply, Usage
+from kit.reasoner import CHECK
 from kit.retriever import Hit
 
 
 class FakeChat(ChatModel):
-    """Answers from a queue: strings are text, dicts become JSON, a tuple is several; `asked` keeps every request."""
+    """Answers from a queue: strings are text, dicts become JSON, a tuple is several; `asked` keeps every request.
 
-    def __init__(self, *replies, thinks: bool = False):
+    Whether passages state an answer it says with the next of `checks`, and yes when there is none; `checked` counts.
+    """
+
+    def __init__(self, *replies, thinks: bool = False, checks=()):
         super().__init__("fake", max_tokens=100, seconds=5)
+        self.checks, self.checked = list(checks), 0
         self.replies = [part for reply in replies for part in (reply if isinstance(reply, tuple) else (reply,))]
         self.asked, self.thinks = [], thinks
 
     async def _send(self, messages, schema, think, max_tokens, stop) -> Reply:
-        self.asked.append({"messages": list(messages), "schema": schema, "think": think, "max_tokens": max_tokens})
-        reply = self.replies.pop(0)
+        if messages[-1]["content"].endswith(CHECK):
+            self.checked += 1
+            reply = self.checks.pop(0) if self.checks else "Yes"
+        else:
+            self.asked.append({"messages": list(messages), "schema": schema, "think": think, "max_tokens": max_tokens})
+            reply = self.replies.pop(0)
         if isinstance(reply, Exception):
             raise reply
         text = reply if isinstance(reply, str) else json.dumps(reply)

@@ -21,7 +21,7 @@ def test_a_sufficient_verdict_is_the_answer_without_another_call():
     answer = (it := assistant([call("rent?")], ["", found("48,000 euros", "48,000 euros")], [RENT])).ask("Rent?")
     assert (answer.answer, answer.answered, answer.state) == ("48,000 euros", True, "answered")
     assert answer.sources == [{"source": "lease.pdf", "page": 1, "quote": "48,000 euros"}]
-    assert len(it.primary.asked) == 1 and answer.usage["calls"] == 4
+    assert len(it.primary.asked) == 1 and answer.usage["calls"] == 5
 
 
 def test_the_better_query_is_tried_and_nothing_is_read_twice():
@@ -35,6 +35,18 @@ def test_the_better_query_is_tried_and_nothing_is_read_twice():
     second = it.reasoner.model.asked[3]["messages"][-1]["content"]
     assert second.count("The rent is 48,000 euros") == 1, "the quote is a note now, the passage is not read again"
     assert {s["quote"] for s in answer.sources} == {"The rent is 48,000 euros", "by 5 percent"}
+
+
+def test_passages_that_do_not_state_it_are_not_thought_about():
+    hits = {"rent": [RENT], "rent rise": [RENT, RISE]}
+    it = assistant(
+        [call("rent"), call("rent rise")], [{"search": "rent rise"}, "", found("50,400", "by 5 percent")], hits
+    )
+    it.reasoner.model.checks = ["No"]
+    answer = it.ask("What is the rent now?")
+    assert answer.answered and [step["verdict"]["sufficient"] for step in answer.steps] == [False, True]
+    assert "better query: rent rise" in it.primary.asked[1]["messages"][-1]["content"]
+    assert (it.reasoner.model.checked, len(it.reasoner.model.asked)) == (2, 4)
 
 
 def test_the_reasoner_answers_the_question_and_not_the_search_words():
@@ -175,7 +187,7 @@ def test_the_plainer_modes():
     assert not it.ask("Rent?", "closed").answered
     assert it.ask("Rent?", "rag").sources == [{"source": "lease.pdf", "page": 1, "quote": ""}]
     reasoned = it.ask("Rent?", "reasoner")
-    assert reasoned.answered and reasoned.usage["calls"] == 3 and len(reasoned.steps) == 1
+    assert reasoned.answered and reasoned.usage["calls"] == 4 and len(reasoned.steps) == 1
 
 
 def test_closed_book_needs_no_index():

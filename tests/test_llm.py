@@ -58,11 +58,13 @@ def test_a_reply_is_put_together_and_its_cost_added_up(scripted):
     model, heard = ollama(server), []
     model.on_text = lambda kind, piece: heard.append((kind, piece))
     reply = model.complete([{"role": "user", "content": "Where?"}])
-    model.complete([{"role": "user", "content": "And now?"}])
+    model.complete([{"role": "user", "content": "And now?"}], quiet=True)
     assert (reply.text, reply.finish) == ("Berlin", "stop")
-    assert heard[:2] == [("text", "Ber"), ("text", "lin")]
+    assert [piece for piece in heard if piece[1]] == [("text", "Ber"), ("text", "lin")], "and nothing of the quiet one"
     assert (model.usage.calls, model.usage.prompt_tokens, model.usage.output_tokens) == (2, 24, 6)
     assert model.usage.engine_seconds == pytest.approx(6.0) and model.usage.load_seconds == pytest.approx(0.2)
+    model.complete([{"role": "user", "content": "Where?"}])
+    assert heard[-1] == ("text", "Oslo"), "heard again"
 
 
 def test_every_call_forbids_the_silent_cut_and_the_shift(scripted):

@@ -2,7 +2,7 @@
 
 from fakes import FakeChat, found, hit, missing
 
-from kit.reasoner import ANSWER, VERDICT_SCHEMA, Citation, Reasoner, find_quote, plain_answer, prompt
+from kit.reasoner import ANSWER, CHECK, VERDICT_SCHEMA, Citation, Reasoner, find_quote, plain_answer, prompt
 from kit.retriever import Hit, joined
 
 HITS = [hit("a", "The rent is 48,000\neuros a year."), hit("b", "Ada chairs the board.", "minutes.pdf", None)]
@@ -36,6 +36,31 @@ def test_the_answer_is_taken_out_of_its_quotes():
         '48,000 euros", it says',
     ):
         assert judge("", found(said, "48,000"))[0].answer == "48,000 euros", said
+
+
+def decline(word, thinks=False):
+    model = FakeChat({"search": "lease"}, checks=[word], thinks=thinks)
+    return Reasoner(model, 40, 60).decline("How much?", HITS), model
+
+
+def test_a_no_before_any_thought_is_the_verdict_and_asks_for_other_words():
+    for word in ("No", "no.", "**No**", '"No"', "NO,"):
+        verdict, model = decline(word)
+        assert (verdict.sufficient, verdict.answer, verdict.better_query) == (False, "", "lease"), word
+        check, said, _ = model.asked[0]["messages"][-3:]
+        assert check["content"].endswith(f"Question: How much?\n\n{CHECK}"), "the prefix that `judge` reads next"
+        assert said == {"role": "assistant", "content": word}
+
+
+def test_all_but_a_no_is_a_yes():
+    for word in ("Yes", "yes, partly", "", "Perhaps", "<think>"):
+        verdict, model = decline(word)
+        assert verdict is None and model.asked == [], word
+
+
+def test_a_model_that_is_no_good_at_it_is_not_asked():
+    model = FakeChat(checks=["No"])
+    assert Reasoner(model, 40, 60, check=False).decline("How much?", HITS) is None and model.checked == 0
 
 
 def test_of_a_sum_the_result_is_the_answer():

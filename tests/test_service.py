@@ -111,7 +111,7 @@ def events(response) -> list[tuple[str, dict]]:
 def test_a_question_is_answered_with_its_sources(threads):
     client = TestClient(service.rag(Desk(), threads))
     answer = client.post("/ask", json={"question": "What is the rent?"}).json()
-    assert answer["answer"] == "48,000" and answer["answered"] and answer["usage"]["calls"] == 4
+    assert answer["answer"] == "48,000" and answer["answered"] and answer["usage"]["calls"] == 5
     assert answer["sources"] == [{"source": "lease.pdf", "page": 1, "quote": "The rent is 48,000 euros"}]
     assert client.get("/threads").json() == []
 
@@ -234,7 +234,8 @@ def test_whoever_leaves_stops_the_generation(threads, path):
 
 def test_whoever_leaves_while_tokens_are_written_stops_the_engine(threads, scripted):
     line = {"message": {"role": "assistant", "content": "word "}, "done": False}
-    engine = scripted({"json": {"capabilities": []}}, {"lines": [line] * 600, "pause": 0.05})
+    yes = {"message": {"content": "Yes"}, "done": True, "done_reason": "stop"}
+    engine = scripted({"json": {"capabilities": []}}, {"lines": [yes]}, {"lines": [line] * 600, "pause": 0.05})
     reasoner = OllamaModel("m", engine.url, num_ctx=8192)
     with served(service.rag(Desk(reasoner), threads)) as url:
         asked = {"question": "What is the rent?"}

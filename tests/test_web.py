@@ -73,7 +73,7 @@ def test_an_answer_streams_and_its_sources_open(place):
     assert not quote.is_visible()
     opened.get_by_text("sources and steps").click()
     quote.wait_for()
-    opened.get_by_text("4 model calls").wait_for()
+    opened.get_by_text("5 model calls").wait_for()
     assert all(address.startswith((place.url, "data:", "blob:")) for address in place.addresses)
 
 
