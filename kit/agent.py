@@ -184,7 +184,7 @@ class Assistant:
         on_event=None,
     ):
         self.profile, self.primary, self.retriever = profile, primary, retriever
-        self.reasoner = Reasoner(reasoner_model, profile.thinking_tokens, profile.answer_tokens, profile.check)
+        self.reasoner = Reasoner(reasoner_model, profile.thinking_tokens, profile.answer_tokens, profile.stand_in)
         self.tool = RagTool(retriever, self.reasoner, profile.k, on_event)
         self.agent = RagAgent(self.tool, primary, profile.max_steps)
 

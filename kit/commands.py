@@ -167,7 +167,8 @@ def distill_traces(args, profile) -> int:
     asked = [row for row in rows if not row.get("rejected") and args.split in (None, row.get("split"))]
     retriever = _retriever(args, profile)
     with _engine(profile) as (_, url):
-        teacher = Reasoner(chat_model(profile, "reasoner", url), profile.thinking_tokens, profile.answer_tokens)
+        model = chat_model(profile, "reasoner", url)
+        teacher = Reasoner(model, profile.thinking_tokens, profile.answer_tokens, profile.stand_in)
         result = distill.traces(asked, retriever, teacher, args.k or profile.k, args.out, args.tries)
     _print(args, result | {"stand_in_teacher": profile.stand_in}, _distill_text)
     return 0

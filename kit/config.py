@@ -39,7 +39,8 @@ class Profile:
     reasoner: str
     embedding: str
     why: str = ""
-    # The reasoner is played by a model that is not a reasoning model; every result says so.
+    # The reasoner is played by a model that is not a reasoning model; every result says so. It thinks in plain text,
+    # and is asked before that whether the passages hold the answer.
     stand_in: bool = False
     provider: Literal["ollama", "openai", "azure", "huggingface"] = "ollama"
     base_url: str = ""  # of an OpenAI-compatible server, e.g. http://127.0.0.1:8000/v1, or the endpoint of Azure
@@ -53,9 +54,6 @@ class Profile:
     primary_tokens: int = 200  # budget of one call of the primary model
     thinking_tokens: int = 80  # budget of the reasoner's thoughts
     answer_tokens: int = 256  # budget of an answer or a verdict
-    # The reasoner says in one word, before it thinks, whether the passages hold the answer. Measured with the weights
-    # of `ci` only, and no good for a lean model, which has learned to decline after its thoughts.
-    check: bool = False
     call_seconds: float = 300.0  # wall-clock limit of one model call
     memory_gib: float = 6.0  # main (or GPU) memory that the models need
     disk_gib: float = 8.0  # disk that engine, weights and models need
@@ -98,16 +96,7 @@ class Profile:
 PROFILES = {
     p.name: p
     for p in (
-        Profile(
-            "ci",
-            "ci-primary",
-            "ci-reasoner",
-            "all-MiniLM-L6-v2",
-            stand_in=True,
-            check=True,
-            memory_gib=4,
-            disk_gib=6,
-        ),
+        Profile("ci", "ci-primary", "ci-reasoner", "all-MiniLM-L6-v2", stand_in=True, memory_gib=4, disk_gib=6),
         Profile("laptop", "laptop-primary", "laptop-reasoner", "all-MiniLM-L6-v2", memory_gib=8, disk_gib=12),
         Profile(
             "gpu", "gpu-primary", "gpu-reasoner", "all-mpnet-base-v2", memory_gib=15, disk_gib=20, thinking_tokens=1024

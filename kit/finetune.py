@@ -158,7 +158,7 @@ def into_ollama(out: str | Path, name: str, profile: Profile, url: str) -> Path:
         raise KitError(f"Ollama at {url} does not import {out / 'model'} ({error}); run `kit doctor`.") from error
     recipe, settings = out / f"{name}.Modelfile", out / f"{name}.toml"
     replace_text(recipe, MODELFILE.format(weights=weights, num_ctx=profile.num_ctx))
-    replace_text(settings, _settings(replace(profile, reasoner=str(recipe), stand_in=False, check=False)))
+    replace_text(settings, _settings(replace(profile, reasoner=str(recipe), stand_in=False)))
     return settings
 
 

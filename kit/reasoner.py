@@ -1,7 +1,7 @@
 """The reasoner: passages and a question in, a `Verdict` out. It owns its prompt and keeps no state.
 
-Before it thinks, it is asked for one word: do the passages state the answer? A small model that has
-begun to answer goes through with it; asked at once, it sees better what is not there.
+Before it thinks, a stand-in is asked for one word: do the passages hold the answer? A small model that
+has begun to answer goes through with it; asked at once, it sees better what is not there.
 
 A judgement has three parts over one prefix. The model thinks freely within a budget; it goes on, in
 the same turn, to its answer; then it is asked for a verdict that a JSON schema holds: the words of
@@ -79,12 +79,14 @@ class Verdict:
 class Reasoner:
     """Reads passages with `model`: thoughts of at most `thinking_tokens`, then a verdict of `answer_tokens`.
 
-    `check` is whether `decline` asks at all.
+    A `stand_in` is no reasoning model: it thinks in plain text, also where its template could hold thoughts apart,
+    and `decline` asks it before. (Neither was measured with a reasoning model. A lean model is none of these: it has
+    learned to decline after its thoughts, and says no to most questions when it is asked before.)
     """
 
-    def __init__(self, model: ChatModel, thinking_tokens: int, answer_tokens: int, check: bool = True):
+    def __init__(self, model: ChatModel, thinking_tokens: int, answer_tokens: int, stand_in: bool = False):
         self.model, self.thinking_tokens, self.answer_tokens = model, thinking_tokens, answer_tokens
-        self.check = check
+        self.stand_in = stand_in
 
     def decline(self, question: str, hits: Sequence[Hit], notes: Sequence[Citation] = ()) -> Verdict | None:
         """The verdict that `hits` do not state the answer, with other words to search with; None where they do.
@@ -92,7 +94,7 @@ class Reasoner:
         The model says so in one word, which costs a second or two; its passages are then in the engine's cache
         for `judge`. Any other reply than no is a yes. Raises what `judge` raises.
         """
-        if not self.check:
+        if not self.stand_in:
             return None
         messages = prompt(question, hits, notes, CHECK)
         word = self.model.complete(messages, think=self._flag(False), max_tokens=CHECK_TOKENS, quiet=True).text
@@ -108,7 +110,7 @@ class Reasoner:
         messages = prompt(question, hits, notes, THINK)
         thinking = self._think(messages)
         answer = self._answer(messages, thinking)
-        messages += [turn(thinking, f'{ANSWER}{answer}"', self.model.thinks), {"role": "user", "content": VERDICT}]
+        messages += [turn(thinking, f'{ANSWER}{answer}"', self._native), {"role": "user", "content": VERDICT}]
         said = self._held(messages, VERDICT_SCHEMA)
         verdict = self._verdict(answer, question, read_json(said), hits, thinking)
         if verdict.sufficient or verdict.better_query:
@@ -132,14 +134,18 @@ class Reasoner:
     def _answer(self, messages: list[dict], thinking: str) -> str:
         # The turn is left open, so the model does not start anew but goes on from its thoughts. Servers that close
         # it (OpenAI's own, and vLLM unless told otherwise) let it begin a turn of its own.
-        opened = turn(thinking, ANSWER, self.model.thinks)
+        opened = turn(thinking, ANSWER, self._native)
         stop = ["\n", '" ', '".']  # not the quote alone, with which a new turn may begin
         reply = self.model.complete([*messages, opened], think=self._flag(True), max_tokens=RESULT_TOKENS, stop=stop)
         text = (reply.text or reply.thinking).strip().removeprefix(ANSWER).lstrip('"')
         return text.partition('"')[0].rpartition(" = ")[2].strip()  # of a sum that it writes down, the result
 
+    @property
+    def _native(self) -> bool:
+        return self.model.thinks and not self.stand_in
+
     def _flag(self, think: bool) -> bool | None:
-        return think if self.model.thinks else None
+        return think and self._native if self.model.thinks else None
 
     @staticmethod
     def _verdict(answer: str, question: str, fields: dict, hits: Sequence[Hit], thinking: str) -> Verdict:

@@ -40,7 +40,7 @@ def test_the_answer_is_taken_out_of_its_quotes():
 
 def decline(word, thinks=False):
     model = FakeChat({"search": "lease"}, checks=[word], thinks=thinks)
-    return Reasoner(model, 40, 60).decline("How much?", HITS), model
+    return Reasoner(model, 40, 60, stand_in=True).decline("How much?", HITS), model
 
 
 def test_a_no_before_any_thought_is_the_verdict_and_asks_for_other_words():
@@ -58,9 +58,17 @@ def test_all_but_a_no_is_a_yes():
         assert verdict is None and model.asked == [], word
 
 
-def test_a_model_that_is_no_good_at_it_is_not_asked():
+def test_only_a_stand_in_is_asked():
     model = FakeChat(checks=["No"])
-    assert Reasoner(model, 40, 60, check=False).decline("How much?", HITS) is None and model.checked == 0
+    assert Reasoner(model, 40, 60).decline("How much?", HITS) is None and model.checked == 0
+
+
+def test_a_stand_in_thinks_in_plain_text_where_it_could_think_apart():
+    model = FakeChat("Passage 1.", *found("48,000", "48,000"), thinks=True)
+    verdict = Reasoner(model, 40, 60, stand_in=True).judge("How much?", HITS)
+    assert (verdict.thinking, verdict.answer) == ("Passage 1.", "48,000")
+    assert [request["think"] for request in model.asked] == [False, False, False]
+    assert model.asked[1]["messages"][-1] == {"role": "assistant", "content": f"Passage 1.\n\n{ANSWER}"}
 
 
 def test_of_a_sum_the_result_is_the_answer():
