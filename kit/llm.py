@@ -16,6 +16,7 @@ import threading
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 
 import anyio
@@ -104,17 +105,15 @@ class ChatModel(smolagents.Model):
         think: bool | None = None,
         max_tokens: int | None = None,
         stop: list[str] | None = None,
-        quiet: bool = False,
     ) -> Reply:
         """The model's reply to `messages` (dicts with `role` and `content`).
 
         `schema` holds the text to a JSON schema. The grammar made from it writes properties in the
         schema's order or, in some builds of Ollama, in alphabetical order; so give them names for
         which both are the order in which they should be thought of. Pieces go to `on_text` as they
-        arrive, unless `quiet`: a reply that is nothing for a reader. Raises `ContextOverflow`,
-        `Cancelled`, or a `KitError` when the server fails or the time is over; nothing is retried here.
+        arrive. Raises `ContextOverflow`, `Cancelled`, or a `KitError` when the
+        server fails or the time is over; nothing is retried here.
         """
-        listener, self.on_text = self.on_text, None if quiet else self.on_text
         with start_blocking_portal() as portal:
             self._running = portal.start_task_soon(
                 self._limited, inert(messages), schema, think, max_tokens or self.max_tokens, stop
@@ -128,9 +127,17 @@ class ChatModel(smolagents.Model):
             finally:  # an interrupt from the keyboard ends the generation too
                 self._running.cancel()
                 self._running = None
-                self.on_text = listener
         self.usage += reply.usage
         return reply
+
+    @contextmanager
+    def heard_by(self, listener: OnText | None) -> Iterator[None]:
+        """Let `listener` have the pieces for a while, or nobody: a reply may be nothing for a reader."""
+        outer, self.on_text = self.on_text, listener
+        try:
+            yield
+        finally:
+            self.on_text = outer
 
     def cancel(self) -> None:
         """Stop the running call, from any thread: closing the connection ends the generation.
@@ -186,8 +193,8 @@ class ChatModel(smolagents.Model):
     def generate_stream(self, messages, **kwargs) -> Iterator[ChatMessageStreamDelta]:
         """As `generate`, in pieces: the text while it is written, then the tool call and the usage."""
         pieces: queue.SimpleQueue = queue.SimpleQueue()
-        outer, self.on_text = self.on_text, lambda kind, piece: pieces.put(piece if kind == "text" else "")
-        with ThreadPoolExecutor(1) as worker:
+        heard = self.heard_by(lambda kind, piece: pieces.put(piece if kind == "text" else ""))
+        with heard, ThreadPoolExecutor(1) as worker:
             try:
                 future = worker.submit(self.generate, messages, **kwargs)
                 future.add_done_callback(lambda _: pieces.put(None))
@@ -197,7 +204,6 @@ class ChatModel(smolagents.Model):
                 message = future.result()
             finally:  # whoever stops listening stops the generation
                 self.cancel()
-                self.on_text = outer
         calls = [
             ChatMessageToolCallStreamDelta(
                 index=i, id=c.id, type=c.type, function=replace(c.function, arguments=json.dumps(c.function.arguments))

@@ -97,7 +97,8 @@ class Reasoner:
         if not self.stand_in:
             return None
         messages = prompt(question, hits, notes, CHECK)
-        word = self.model.complete(messages, think=self._flag(False), max_tokens=CHECK_TOKENS, quiet=True).text
+        with self.model.heard_by(None):
+            word = self.model.complete(messages, think=self._flag(False), max_tokens=CHECK_TOKENS).text
         if not word.strip(f"{MARKS}* ").lower().startswith("no"):
             return None
         return Verdict("", False, self._other_words([*messages, {"role": "assistant", "content": word}], question), "")

@@ -58,7 +58,8 @@ def test_a_reply_is_put_together_and_its_cost_added_up(scripted):
     model, heard = ollama(server), []
     model.on_text = lambda kind, piece: heard.append((kind, piece))
     reply = model.complete([{"role": "user", "content": "Where?"}])
-    model.complete([{"role": "user", "content": "And now?"}], quiet=True)
+    with model.heard_by(None):
+        model.complete([{"role": "user", "content": "And now?"}])
     assert (reply.text, reply.finish) == ("Berlin", "stop")
     assert [piece for piece in heard if piece[1]] == [("text", "Ber"), ("text", "lin")], "and nothing of the quiet one"
     assert (model.usage.calls, model.usage.prompt_tokens, model.usage.output_tokens) == (2, 24, 6)

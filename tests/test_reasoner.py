@@ -38,8 +38,8 @@ def test_the_answer_is_taken_out_of_its_quotes():
         assert judge("", found(said, "48,000"))[0].answer == "48,000 euros", said
 
 
-def decline(word, thinks=False):
-    model = FakeChat({"search": "lease"}, checks=[word], thinks=thinks)
+def decline(word):
+    model = FakeChat({"search": "lease"}, checks=[word])
     return Reasoner(model, 40, 60, stand_in=True).decline("How much?", HITS), model
 
 
