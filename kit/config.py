@@ -52,7 +52,7 @@ class Profile:
     k: int = 10  # passages a search returns
     max_steps: int = 3  # calls of the primary model for one question
     primary_tokens: int = 200  # budget of one call of the primary model
-    thinking_tokens: int = 80  # budget of the reasoner's thoughts
+    thinking_tokens: int = 120  # budget of the reasoner's thoughts
     answer_tokens: int = 256  # budget of an answer or a verdict
     call_seconds: float = 300.0  # wall-clock limit of one model call
     memory_gib: float = 6.0  # main (or GPU) memory that the models need

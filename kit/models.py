@@ -203,12 +203,13 @@ def _set_parameter(parameters: dict, name: str, text: str) -> None:
 def _state(client: ollama.Client, name: str, modelfile: str, base: str) -> dict:
     """What has changed where `name` is to be made again: its Modelfile, itself, or its base, by `kit finetune`."""
     recipe = hashlib.sha256(modelfile.encode()).hexdigest()
-    return {"modelfile": recipe, "digest": _digest(client, name), "base": _digest(client, base)}
+    digest, below = _digests(client, name, base)
+    return {"modelfile": recipe, "digest": digest, "base": below}
 
 
-def _digest(client: ollama.Client, name: str) -> str | None:
+def _digests(client: ollama.Client, *names: str) -> list[str | None]:
     found = {model.model.removesuffix(":latest"): model.digest for model in client.list().models}
-    return found.get(name.removesuffix(":latest"))
+    return [found.get(name.removesuffix(":latest")) for name in names]
 
 
 def _create(client: ollama.Client, profile: Profile, name: str, spec: dict, folder: Path) -> str:
@@ -218,7 +219,7 @@ def _create(client: ollama.Client, profile: Profile, name: str, spec: dict, fold
         gguf, source = fetch_weights(profile.home, pin)
         # Roles that share weights start from one model: Ollama checks and copies a GGUF anew for each that does not.
         start = f"kit-{gguf.stem}"
-        if _digest(client, start) is None:
+        if _digests(client, start) == [None]:
             _import(client, profile.home, gguf, engine.sources()["weights"][pin]["sha256"], start)
     elif start.endswith(".gguf"):
         gguf, source = folder / expanded(start), start
@@ -226,7 +227,7 @@ def _create(client: ollama.Client, profile: Profile, name: str, spec: dict, fold
             raise KitError(f"The Modelfile of {name} starts from {gguf}, which does not exist; correct its FROM line.")
         start = f"{name}-weights"
         _import(client, profile.home, gguf, checksum(gguf), start)
-    elif _digest(client, start) is None:
+    elif _digests(client, start) == [None]:
         _show(client.pull(start, stream=True), f"Pulling {start}")
     options = {key: spec[key] for key in ("template", "system", "parameters") if spec[key]}
     _show(client.create(name, from_=start, stream=True, **options), f"Creating {name}")

@@ -27,6 +27,7 @@ SYSTEM = (
 )
 CHECK = "Is the answer to the question in the passages, or can it be worked out from them? Reply with yes or no."
 THINK = "Think briefly: which sentences of the passages state what the question asks for, and what do they say?"
+WORK_OUT = " If a number has to be worked out from them, write down the calculation."
 ANSWER = 'The answer in a few words: "'  # how the model's own turn goes on; an open quote keeps it from a sentence
 VERDICT = (
     "Now check it against the passages. As JSON, words: the words of the passages that state it, copied exactly from "
@@ -80,8 +81,8 @@ class Reasoner:
     """Reads passages with `model`: thoughts of at most `thinking_tokens`, then a verdict of `answer_tokens`.
 
     A `stand_in` is no reasoning model: it thinks in plain text, also where its template could hold thoughts apart,
-    and `decline` asks it before. (Neither was measured with a reasoning model. A lean model is none of these: it has
-    learned to decline after its thoughts, and says no to most questions when it is asked before.)
+    it is told to write its calculations down, and `decline` asks it before. (None of these was measured with a
+    reasoning model. A lean model needs none: it has learned what its thoughts look like, and to decline after them.)
     """
 
     def __init__(self, model: ChatModel, thinking_tokens: int, answer_tokens: int, stand_in: bool = False):
@@ -108,7 +109,7 @@ class Reasoner:
 
         Raises what `ChatModel.complete` raises, `ContextOverflow` among it.
         """
-        messages = prompt(question, hits, notes, THINK)
+        messages = prompt(question, hits, notes, THINK + WORK_OUT * self.stand_in)
         thinking = self._think(messages)
         answer = self._answer(messages, thinking)
         messages += [turn(thinking, f'{ANSWER}{answer}"', self._native), {"role": "user", "content": VERDICT}]

@@ -2,7 +2,17 @@
 
 from fakes import FakeChat, found, hit, missing
 
-from kit.reasoner import ANSWER, CHECK, VERDICT_SCHEMA, Citation, Reasoner, find_quote, plain_answer, prompt
+from kit.reasoner import (
+    ANSWER,
+    CHECK,
+    VERDICT_SCHEMA,
+    WORK_OUT,
+    Citation,
+    Reasoner,
+    find_quote,
+    plain_answer,
+    prompt,
+)
 from kit.retriever import Hit, joined
 
 HITS = [hit("a", "The rent is 48,000\neuros a year."), hit("b", "Ada chairs the board.", "minutes.pdf", None)]
@@ -56,6 +66,15 @@ def test_all_but_a_no_is_a_yes():
     for word in ("Yes", "yes, partly", "", "Perhaps", "<think>"):
         verdict, model = decline(word)
         assert verdict is None and model.asked == [], word
+
+
+def test_only_a_stand_in_is_told_to_write_calculations_down():
+    asked = {}
+    for stand_in in (True, False):
+        model = FakeChat("Passage 1 states it.", "48,000 euros", {"words": ["48,000"]})
+        Reasoner(model, 40, 60, stand_in).judge("How much?", HITS)
+        asked[stand_in] = model.asked[0]["messages"][-1]["content"]
+    assert asked[True] == asked[False] + WORK_OUT
 
 
 def test_only_a_stand_in_is_asked():
