@@ -203,13 +203,13 @@ def _set_parameter(parameters: dict, name: str, text: str) -> None:
 def _state(client: ollama.Client, name: str, modelfile: str, base: str) -> dict:
     """What has changed where `name` is to be made again: its Modelfile, itself, or its base, by `kit finetune`."""
     recipe = hashlib.sha256(modelfile.encode()).hexdigest()
-    digest, below = _digests(client, name, base)
-    return {"modelfile": recipe, "digest": digest, "base": below}
+    listed = client.list()
+    return {"modelfile": recipe, "digest": _digest(listed, name), "base": _digest(listed, base)}
 
 
-def _digests(client: ollama.Client, *names: str) -> list[str | None]:
-    found = {model.model.removesuffix(":latest"): model.digest for model in client.list().models}
-    return [found.get(name.removesuffix(":latest")) for name in names]
+def _digest(listed: ollama.ListResponse, name: str) -> str | None:
+    found = {model.model.removesuffix(":latest"): model.digest for model in listed.models}
+    return found.get(name.removesuffix(":latest"))
 
 
 def _create(client: ollama.Client, profile: Profile, name: str, spec: dict, folder: Path) -> str:
@@ -219,7 +219,7 @@ def _create(client: ollama.Client, profile: Profile, name: str, spec: dict, fold
         gguf, source = fetch_weights(profile.home, pin)
         # Roles that share weights start from one model: Ollama checks and copies a GGUF anew for each that does not.
         start = f"kit-{gguf.stem}"
-        if _digests(client, start) == [None]:
+        if _digest(client.list(), start) is None:
             _import(client, profile.home, gguf, engine.sources()["weights"][pin]["sha256"], start)
     elif start.endswith(".gguf"):
         gguf, source = folder / expanded(start), start
@@ -227,7 +227,7 @@ def _create(client: ollama.Client, profile: Profile, name: str, spec: dict, fold
             raise KitError(f"The Modelfile of {name} starts from {gguf}, which does not exist; correct its FROM line.")
         start = f"{name}-weights"
         _import(client, profile.home, gguf, checksum(gguf), start)
-    elif _digests(client, start) == [None]:
+    elif _digest(client.list(), start) is None:
         _show(client.pull(start, stream=True), f"Pulling {start}")
     options = {key: spec[key] for key in ("template", "system", "parameters") if spec[key]}
     _show(client.create(name, from_=start, stream=True, **options), f"Creating {name}")

@@ -109,7 +109,7 @@ class Reasoner:
 
         Raises what `ChatModel.complete` raises, `ContextOverflow` among it.
         """
-        messages = prompt(question, hits, notes, THINK + WORK_OUT * self.stand_in)
+        messages = prompt(question, hits, notes, THINK + (WORK_OUT if self.stand_in else ""))
         thinking = self._think(messages)
         answer = self._answer(messages, thinking)
         messages += [turn(thinking, f'{ANSWER}{answer}"', self._native), {"role": "user", "content": VERDICT}]
