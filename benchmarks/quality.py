@@ -101,25 +101,36 @@ def figures_of(asked: list[dict], rows: list[dict]) -> dict:
     rows = list({(row["id"], row["mode"]): row for row in rows}.values())  # the last try of each
     agentic = [row for row in rows if row["mode"] == "agentic" and row["id"] in done]
     summary = evaluation.summarize(asked, rows)
-    return {**_cleanness(agentic), "claims": _claims(summary), **summary}
+    claims = _beside_original(asked, rows) | _beside_plain(summary)
+    return {**_cleanness(agentic), "claims": claims, **summary}
 
 
-def _claims(summary: dict) -> dict:
-    """What is said of the agentic mode, in figures: beside the original flow, and between plain RAG and its ceiling.
-
-    `closed` is the share of the distance from plain RAG to the gold passages (1 is all of it), over the questions
-    whose evidence stands in several places; None where there is no distance.
-    """
-    modes = summary["modes"]
-    claims: dict = {}
-    if {"original", "agentic"} <= modes.keys():
-        ours, theirs = modes["agentic"], modes["original"]
-        tokens = [mode["prompt_tokens"] + mode["output_tokens"] for mode in (ours, theirs)]
-        claims["beside_original"] = {
+def _beside_original(asked: list[dict], rows: list[dict]) -> dict:
+    """The agentic mode beside the original flow, over the questions that the latter was asked: it takes long."""
+    both = {row["id"] for row in rows if row["mode"] == "original"}
+    modes = evaluation.summarize(asked, [row for row in rows if row["id"] in both])["modes"]
+    if not {"original", "agentic"} <= modes.keys():
+        return {}
+    ours, theirs = modes["agentic"], modes["original"]
+    tokens = [mode["prompt_tokens"] + mode["output_tokens"] for mode in (ours, theirs)]
+    return {
+        "beside_original": {
+            "questions": theirs["n"],
             "right": [ours["em"], theirs["em"]],
             "share_of_seconds": round(ours["seconds_p50"] / theirs["seconds_p50"], 3),
             "share_of_tokens": round(tokens[0] / tokens[1], 3),
         }
+    }
+
+
+def _beside_plain(summary: dict) -> dict:
+    """The agentic mode between plain RAG and its ceiling, over the questions whose evidence stands in several places.
+
+    `closed` is the share of the distance from plain RAG to the gold passages (1 is all of it); None where there is
+    no distance.
+    """
+    modes = summary["modes"]
+    claims: dict = {}
     for plain, ceiling in (("rag", "gold"), ("rag-forced", "gold-forced")):
         if {plain, ceiling, "agentic"} <= modes.keys():
             claims[f"beside_{plain}"] = {measure: _closed(summary, plain, ceiling, measure) for measure in ("em", "f1")}
