@@ -108,8 +108,9 @@ def figures_of(asked: list[dict], rows: list[dict]) -> dict:
 def _beside_original(asked: list[dict], rows: list[dict]) -> dict:
     """The agentic mode beside the original flow, over the questions that the latter was asked: it takes long."""
     both = {row["id"] for row in rows if row["mode"] == "original"}
-    modes = evaluation.summarize(asked, [row for row in rows if row["id"] in both])["modes"]
-    if not {"original", "agentic"} <= modes.keys():
+    pair = [row for row in rows if row["id"] in both and row["mode"] in ("original", "agentic")]
+    modes = evaluation.summarize(asked, pair)["modes"]
+    if len(modes) < 2:
         return {}
     ours, theirs = modes["agentic"], modes["original"]
     tokens = [mode["prompt_tokens"] + mode["output_tokens"] for mode in (ours, theirs)]
