@@ -109,7 +109,7 @@ class RagTool(Tool):
         if known and max(known) < FAR:
             return Verdict("", False, "", "No passage has anything to do with it.")  # so nobody need read them
         read = (self.question, hits, self.notes)
-        return self.reasoner.decline(*read) or self.reasoner.judge(*read)
+        return self.reasoner.glance(*read) or self.reasoner.judge(*read)
 
 
 class RagAgent(ToolCallingAgent):

@@ -10,6 +10,7 @@ What this module does not know: prompts. Each stands beside its one user.
 
 import ast
 import json
+import math
 import queue
 import re
 import threading
@@ -17,7 +18,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 
 import anyio
 import httpx
@@ -73,12 +74,16 @@ class Usage:
 
 @dataclass(frozen=True)
 class Reply:
-    """One answer of a model. `finish` is `stop`, or `length` where the budget or the window ended it."""
+    """One answer of a model. `finish` is `stop`, or `length` where the budget or the window ended it.
+
+    `first` says how likely (0 to 1) each of the likeliest first tokens was, where that was asked for.
+    """
 
     text: str
     thinking: str
     usage: Usage
     finish: str
+    first: dict[str, float] = field(default_factory=dict)
 
 
 class ChatModel(smolagents.Model):
@@ -105,18 +110,20 @@ class ChatModel(smolagents.Model):
         think: bool | None = None,
         max_tokens: int | None = None,
         stop: list[str] | None = None,
+        likeliest: int = 0,
     ) -> Reply:
         """The model's reply to `messages` (dicts with `role` and `content`).
 
         `schema` holds the text to a JSON schema. The grammar made from it writes properties in the
         schema's order or, in some builds of Ollama, in alphabetical order; so give them names for
-        which both are the order in which they should be thought of. Pieces go to `on_text` as they
-        arrive. Raises `ContextOverflow`, `Cancelled`, or a `KitError` when the
-        server fails or the time is over; nothing is retried here.
+        which both are the order in which they should be thought of. `likeliest` asks for the
+        probabilities of so many candidates for the first token. Pieces go to `on_text` as they
+        arrive. Raises `ContextOverflow`, `Cancelled`, or a `KitError` when the server fails or the
+        time is over; nothing is retried here.
         """
         with start_blocking_portal() as portal:
             self._running = portal.start_task_soon(
-                self._limited, inert(messages), schema, think, max_tokens or self.max_tokens, stop
+                self._limited, inert(messages), schema, think, max_tokens or self.max_tokens, stop, likeliest
             )
             if self.cancelled.is_set():
                 self._running.cancel()
@@ -157,7 +164,7 @@ class ChatModel(smolagents.Model):
                 "run `kit doctor`, or raise call_seconds in a profile file."
             ) from error
 
-    async def _send(self, messages, schema, think, max_tokens, stop) -> Reply:
+    async def _send(self, messages, schema, think, max_tokens, stop, likeliest) -> Reply:
         raise NotImplementedError
 
     def _chance(self) -> dict:
@@ -239,7 +246,7 @@ class OllamaModel(ChatModel):
             self._thinks = "thinking" in response.json().get("capabilities", [])
         return self._thinks
 
-    async def _send(self, messages, schema, think, max_tokens, stop) -> Reply:
+    async def _send(self, messages, schema, think, max_tokens, stop, likeliest) -> Reply:
         request = {
             "model": self.model_id,
             "messages": messages,
@@ -250,7 +257,8 @@ class OllamaModel(ChatModel):
         }
         request |= {"format": schema} if schema else {}
         request |= {"think": think} if think is not None else {}
-        text, thinking = [], []
+        request |= {"logprobs": True, "top_logprobs": likeliest} if likeliest else {}
+        text, thinking, first = [], [], {}
         # No proxy between us and a local server; and no time limit here, because `_limited` has it.
         client = httpx.AsyncClient(trust_env=False, timeout=None, verify=self.base_url.startswith("https"))
         try:
@@ -261,11 +269,13 @@ class OllamaModel(ChatModel):
                     event = json.loads(line)
                     self._check(500 if "error" in event else 200, line)
                     message = event.get("message", {})
+                    first = first or _probabilities(event.get("logprobs"))
                     for kind, pieces, key in (("thinking", thinking, "thinking"), ("text", text, "content")):
                         pieces.append(message.get(key) or "")
                         self._emit(kind, pieces[-1])
                     if event.get("done"):
-                        return Reply("".join(text), "".join(thinking), _ollama_usage(event), event["done_reason"])
+                        usage = _ollama_usage(event)
+                        return Reply("".join(text), "".join(thinking), usage, event["done_reason"], first)
         except (httpx.HTTPError, json.JSONDecodeError) as error:
             raise self._unreachable(error) from error
         raise self._unreachable("the connection ended before the answer did")
@@ -321,17 +331,18 @@ class OpenAIModel(ChatModel):
             return openai.AsyncAzureOpenAI(azure_endpoint=self.base_url, api_version=self.api_version, **account)
         return openai.AsyncOpenAI(base_url=self.base_url, **account)
 
-    async def _send(self, messages, schema, think, max_tokens, stop) -> Reply:
+    async def _send(self, messages, schema, think, max_tokens, stop, likeliest) -> Reply:
         import openai
 
         history = [_with_call_ids(m, n) for n, m in enumerate(messages)]
         request = {"model": self.model_id, "messages": history, "max_tokens": max_tokens, "stream": True}
         request |= {**self._chance(), "stream_options": {"include_usage": True}}
         request |= {"stop": stop} if stop else {}
+        request |= {"logprobs": True, "top_logprobs": likeliest} if likeliest else {}
         if schema:
             held = {"name": "reply", "schema": schema, "strict": True}
             request["response_format"] = {"type": "json_schema", "json_schema": held}
-        text, thinking, usage, finish = [], [], Usage(calls=1), "stop"
+        text, thinking, usage, finish, first = [], [], Usage(calls=1), "stop", {}
         started = anyio.current_time()
         try:
             async with self._client() as client:
@@ -348,12 +359,14 @@ class OpenAIModel(ChatModel):
                         self._emit("thinking", thinking[-1])
                         self._emit("text", text[-1])
                         finish = choice.finish_reason or finish
+                        tokens = choice.logprobs and choice.logprobs.content
+                        first = first or _probabilities([token.model_dump() for token in tokens or []])
         except openai.OpenAIError as error:
             raise self._refusal(error) from error
         # The protocol reports no times, so all of it counts as generation.
         usage = replace(usage, output_seconds=anyio.current_time() - started)
         thoughts, answer = split_thoughts("".join(text))
-        return Reply(answer, "".join(thinking) or thoughts, usage, finish)
+        return Reply(answer, "".join(thinking) or thoughts, usage, finish, first)
 
     def _refusal(self, error) -> KitError:
         window = re.search(r"context (?:length|size|window)\D*(\d+)", str(error))
@@ -377,6 +390,11 @@ def chat_model(profile: Profile, role: str, url: str = "") -> ChatModel:
         raise KitError(f"Profile {profile.name} has provider azure and no api_version; add one to the profile file.")
     budget = (profile.primary_tokens, profile.call_seconds)
     return OpenAIModel(name, base_url, profile.api_key, *budget, api_version=profile.api_version)
+
+
+def _probabilities(tokens: list[dict] | None) -> dict[str, float]:
+    """How likely each candidate for the first of `tokens` was, as both protocols tell it."""
+    return {c["token"]: math.exp(c["logprob"]) for c in tokens[0]["top_logprobs"]} if tokens else {}
 
 
 def inert(value):

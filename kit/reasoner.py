@@ -1,14 +1,16 @@
 """The reasoner: passages and a question in, a `Verdict` out. It owns its prompt and keeps no state.
 
-Before it thinks, a stand-in is asked for one word: do the passages hold the answer? A small model that
-has begun to answer goes through with it; asked at once, it sees better what is not there.
+A stand-in is first asked without a thought: do the passages hold the answer, and what is it? A small model
+that thinks talks itself out of what stands there plainly, and into what does not. Where it doubts, other words
+are searched for; where it answers, that is the answer; between the two it thinks.
 
 A judgement has three parts over one prefix. The model thinks freely within a budget; it goes on, in
 the same turn, to its answer; then it is asked for a verdict that a JSON schema holds: the words of
 the passages that state it, or other words to search with. A small model that has to put its answer
 into JSON forgets its thoughts; one that only goes on writing does not. An answer that no passage
-supports is not taken. The passages come first and the question last, so that the later parts, and a
-next question over the same passages, find their prefix in the engine's cache.
+supports is not taken, but for a stand-in's: it retells where it should quote, and what it retells is
+cited. The passages come first and the question last, so that the later parts, and a next question over
+the same passages, find their prefix in the engine's cache.
 """
 
 import re
@@ -17,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
-from kit.llm import ChatModel, inert, read_json
+from kit.llm import ChatModel, Reply, inert, read_json
 from kit.retriever import Hit, cite, joined, pages
 
 SYSTEM = (
@@ -42,7 +44,8 @@ PLAIN = (
 NOT_FOUND = "The documents do not hold the answer."
 QUOTES, QUOTE_LENGTH, QUERY_LENGTH = 3, 100, 120  # characters; all of it fits answer_tokens
 RESULT_TOKENS = 60  # an answer is short
-CHECK_TOKENS = 3  # yes or no, perhaps with marks around it
+LIKELIEST = 8  # first tokens of a word whose probabilities are looked at: "Yes", " yes", "YES" are three
+DOUBT = 0.15  # P(not) - P(yes) above which the passages are taken not to hold the answer (see benchmarks/README.md)
 MARKS = ".…,;:?!()\"'“”‘’"  # around words, and no part of them
 TOLD = 0.7  # share of a quote's words that must be exceeded, where they do not stand in one piece
 SHORTEST_QUOTE = 4  # characters of an answer that supports itself: "no" and "2" stand everywhere
@@ -81,7 +84,7 @@ class Reasoner:
     """Reads passages with `model`: thoughts of at most `thinking_tokens`, then a verdict of `answer_tokens`.
 
     A `stand_in` is no reasoning model: it thinks in plain text, also where its template could hold thoughts apart,
-    it is told to write its calculations down, and `decline` asks it before. (None of these was measured with a
+    it is told to write its calculations down, and `glance` asks it before. (None of these was measured with a
     reasoning model. A lean model needs none: it has learned what its thoughts look like, and to decline after them.)
     """
 
@@ -89,20 +92,31 @@ class Reasoner:
         self.model, self.thinking_tokens, self.answer_tokens = model, thinking_tokens, answer_tokens
         self.stand_in = stand_in
 
-    def decline(self, question: str, hits: Sequence[Hit], notes: Sequence[Citation] = ()) -> Verdict | None:
-        """The verdict that `hits` do not state the answer, with other words to search with; None where they do.
+    def glance(self, question: str, hits: Sequence[Hit], notes: Sequence[Citation] = ()) -> Verdict | None:
+        """The verdict of a stand-in that has not thought: a short answer, or no answer; None where it should think.
 
-        The model says so in one word, which costs a second or two; its passages are then in the engine's cache
-        for `judge`. Any other reply than no is a yes. Raises what `judge` raises.
+        The model is asked whether `hits` hold the answer, and then for it. The probability that the answer begins
+        with "not", less that of "yes" before it, is its doubt: above `DOUBT` the passages do not state it, and the
+        verdict has other words to search with. (Probabilities of an answer as a measure of what a model knows:
+        Kadavath et al., arXiv 2207.05221.) Of a server that tells none, the word itself counts.
+        The passages are then in the engine's cache for `judge`. Raises what `judge` raises.
         """
         if not self.stand_in:
             return None
-        messages = prompt(question, hits, notes, CHECK)
+        asked = prompt(question, hits, notes, CHECK)
         with self.model.heard_by(None):
-            word = self.model.complete(messages, think=self._flag(False), max_tokens=CHECK_TOKENS).text
-        if not word.strip(f"{MARKS}* ").lower().startswith("no"):
-            return None
-        return Verdict("", False, self._other_words([*messages, {"role": "assistant", "content": word}], question), "")
+            word = self.model.complete(asked, think=self._flag(False), max_tokens=1, likeliest=LIKELIEST)
+        yes, no = _likely(word, "yes"), _likely(word, "no")
+        sure = yes / (yes + no) if no else 1.0  # any other word than no is a yes
+        messages = prompt(question, hits, notes, PLAIN)
+        answer, reply = self._answer(messages, "", LIKELIEST)
+        if _likely(reply, "not", "no", "none") - sure > DOUBT:
+            asked.append({"role": "assistant", "content": "No."})
+            return Verdict("", False, self._other_words(asked, question), "")
+        if not answer or _declines(answer) or _numbers(answer):
+            return None  # a number is often one of several, or to be worked out
+        verdict = self._supported(question, hits, messages, "", answer)
+        return verdict if verdict.sufficient else None
 
     def judge(self, question: str, hits: Sequence[Hit], notes: Sequence[Citation] = ()) -> Verdict:
         """The verdict on `question` over `hits`; `notes` are quotes that earlier searches found.
@@ -111,8 +125,16 @@ class Reasoner:
         """
         messages = prompt(question, hits, notes, THINK + (WORK_OUT if self.stand_in else ""))
         thinking = self._think(messages)
-        answer = self._answer(messages, thinking)
-        messages += [turn(thinking, f'{ANSWER}{answer}"', self._native), {"role": "user", "content": VERDICT}]
+        answer, _ = self._answer(messages, thinking)
+        return self._supported(question, hits, messages, thinking, answer)
+
+    def _supported(
+        self, question: str, hits: Sequence[Hit], messages: list[dict], thinking: str, answer: str
+    ) -> Verdict:
+        """The verdict on `answer`, which ended the turn behind `messages`."""
+        if self.stand_in and (itself := _itself(answer, question, hits) if answer else []):
+            return Verdict(answer, True, "", thinking, tuple(dict.fromkeys(itself)))  # nothing is left to ask
+        messages = [*messages, turn(thinking, f'{ANSWER}{answer}"', self._native), {"role": "user", "content": VERDICT}]
         said = self._held(messages, VERDICT_SCHEMA)
         verdict = self._verdict(answer, question, read_json(said), hits, thinking)
         if verdict.sufficient or verdict.better_query:
@@ -133,14 +155,15 @@ class Reasoner:
         reply = self.model.complete(messages, think=self._flag(True), max_tokens=self.thinking_tokens, stop=stop)
         return (reply.thinking or reply.text).strip()
 
-    def _answer(self, messages: list[dict], thinking: str) -> str:
+    def _answer(self, messages: list[dict], thinking: str, likeliest: int = 0) -> tuple[str, Reply]:
         # The turn is left open, so the model does not start anew but goes on from its thoughts. Servers that close
         # it (OpenAI's own, and vLLM unless told otherwise) let it begin a turn of its own.
         opened = turn(thinking, ANSWER, self._native)
+        request = {"think": self._flag(True), "max_tokens": RESULT_TOKENS, "likeliest": likeliest}
         stop = ["\n", '" ', '".']  # not the quote alone, with which a new turn may begin
-        reply = self.model.complete([*messages, opened], think=self._flag(True), max_tokens=RESULT_TOKENS, stop=stop)
+        reply = self.model.complete([*messages, opened], stop=stop, **request)
         text = (reply.text or reply.thinking).strip().removeprefix(ANSWER).lstrip('"')
-        return text.partition('"')[0].rpartition(" = ")[2].strip()  # of a sum that it writes down, the result
+        return text.partition('"')[0].rpartition(" = ")[2].strip(), reply  # of a sum that it writes down, the result
 
     @property
     def _native(self) -> bool:
@@ -149,8 +172,7 @@ class Reasoner:
     def _flag(self, think: bool) -> bool | None:
         return think and self._native if self.model.thinks else None
 
-    @staticmethod
-    def _verdict(answer: str, question: str, fields: dict, hits: Sequence[Hit], thinking: str) -> Verdict:
+    def _verdict(self, answer: str, question: str, fields: dict, hits: Sequence[Hit], thinking: str) -> Verdict:
         quotes = [quote for quote in fields.get("words", []) if isinstance(quote, str) and quote.strip()]
         search = fields.get("search", "").strip()
         if _told([search], question, hits):
@@ -161,6 +183,8 @@ class Reasoner:
         if not (search or quoted):
             itself = _itself(answer, question, hits)
             quoted = _told(quotes, question, hits) if itself or _numbers(answer) else []
+        if self.stand_in and answer and not (search or quoted or itself):
+            quoted = _nearest(quotes or [answer], hits)
         citations, dropped = quoted or itself, len(quotes) - len(quoted)
         sufficient = bool(answer and citations and not search)
         return Verdict(
@@ -177,7 +201,11 @@ def plain_answer(model: ChatModel, question: str, hits: Sequence[Hit], max_token
     """Plain RAG: one call, the passages and the question in, the answer out ("" if not in them)."""
     reply = model.complete(prompt(question, hits, (), PLAIN), max_tokens=max_tokens)
     answer = reply.text.strip()
-    return "" if "not in the documents" in answer.lower() else answer
+    return "" if _declines(answer) else answer
+
+
+def _declines(answer: str) -> bool:
+    return "not in the documents" in answer.lower()
 
 
 def prompt(question: str, hits: Sequence[Hit], notes: Sequence[Citation], ask: str) -> list[dict]:
@@ -240,6 +268,12 @@ def _citation(quote: str, hits: Sequence[Hit], line: bool = False) -> Citation |
     return None
 
 
+def _likely(reply: Reply, *words: str) -> float:
+    """How likely `reply` was to begin with one of `words`."""
+    first = reply.first or {reply.text: 1.0}
+    return sum(chance for text, chance in first.items() if re.match(r"\W*(\w*)", text)[1].lower() in words)
+
+
 def _told(quotes: Sequence[str], question: str, hits: Sequence[Hit]) -> list[Citation]:
     """What the passages state where `quotes` tell it in other words, each with a number that the question has not.
 
@@ -248,16 +282,25 @@ def _told(quotes: Sequence[str], question: str, hits: Sequence[Hit]) -> list[Cit
     """
     known = _numbers(question)
     quotes = [quote for quote in quotes if _numbers(quote) - known]
-    stated = [
-        (
-            Citation(page[0].id, page[0].source, page[0].page, " ".join(statement.split())),
-            _words(statement) | named,
-        )
-        for page in (pages(hits) if quotes else [])
+    stated = _stated(hits) if quotes else []
+    return [meant for quote in quotes if (meant := _meant(quote, stated))]
+
+
+def _nearest(quotes: Sequence[str], hits: Sequence[Hit]) -> list[Citation]:
+    """For each quote the statement of the passages, with its source's name, that has the most of its words."""
+    stated = _stated(hits)
+    return [max(stated, key=lambda pair: len(_words(quote) & pair[1]))[0] for quote in quotes if stated]
+
+
+def _stated(hits: Sequence[Hit]) -> list[tuple[Citation, set[str]]]:
+    """Each statement of the passages, and the words of it and of its source's name."""
+    return [
+        (Citation(page[0].id, page[0].source, page[0].page, " ".join(statement.split())), words | named)
+        for page in pages(hits)
         for named in [_words(page[0].source)]
         for statement in _statements(joined(page))
+        if (words := _words(statement))
     ]
-    return [meant for quote in quotes if (meant := _meant(quote, stated))]
 
 
 def _meant(quote: str, stated: Sequence[tuple[Citation, set[str]]]) -> Citation | None:
@@ -320,7 +363,7 @@ def turn(thinking: str, text: str, native: bool) -> dict:
     """An assistant's turn: its thoughts, apart from the text where the model has a place for them, and `text`."""
     if native:
         return {"role": "assistant", "content": text, "thinking": thinking}
-    return {"role": "assistant", "content": f"{thinking}\n\n{text}"}
+    return {"role": "assistant", "content": f"{thinking}\n\n{text}".lstrip()}
 
 
 def _plain(text: str) -> str:

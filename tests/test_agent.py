@@ -20,7 +20,7 @@ def assistant(primary: list, reasoner: list, hits) -> Assistant:
 def test_a_sufficient_verdict_is_the_answer_without_another_call():
     answer = (it := assistant([call("rent?")], ["", found("48,000 euros", "48,000 euros")], [RENT])).ask("Rent?")
     assert (answer.answer, answer.answered, answer.state) == ("48,000 euros", True, "answered")
-    assert answer.sources == [{"source": "lease.pdf", "page": 1, "quote": "48,000 euros"}]
+    assert answer.sources == [{"source": "lease.pdf", "page": 1, "quote": "The rent is 48,000 euros."}]
     assert len(it.primary.asked) == 1 and answer.usage["calls"] == 5
 
 

@@ -1,5 +1,7 @@
 """The reasoner over a fake model: the order of the prompt, the verdict, and what counts as a citation."""
 
+from dataclasses import replace
+
 from fakes import FakeChat, found, hit, missing
 
 from kit.reasoner import (
@@ -48,24 +50,70 @@ def test_the_answer_is_taken_out_of_its_quotes():
         assert judge("", found(said, "48,000"))[0].answer == "48,000 euros", said
 
 
-def decline(word):
-    model = FakeChat({"search": "lease"}, checks=[word])
-    return Reasoner(model, 40, 60, stand_in=True).decline("How much?", HITS), model
+def glance(check, sight, *replies, hits=HITS):
+    model = FakeChat(*replies, checks=[check], sights=[sight])
+    return Reasoner(model, 40, 60, stand_in=True).glance("How much?", hits), model
 
 
-def test_a_no_before_any_thought_is_the_verdict_and_asks_for_other_words():
-    for word in ("No", "no.", "**No**", '"No"', "NO,"):
-        verdict, model = decline(word)
-        assert (verdict.sufficient, verdict.answer, verdict.better_query) == (False, "", "lease"), word
-        check, said, _ = model.asked[0]["messages"][-3:]
-        assert check["content"].endswith(f"Question: How much?\n\n{CHECK}"), "the prefix that `judge` reads next"
-        assert said == {"role": "assistant", "content": word}
+def test_a_doubt_before_any_thought_is_the_verdict_and_asks_for_other_words():
+    for check, sight in (
+        ("No", "not in the documents"),
+        ({"Yes": 0.4, " no": 0.4}, {"not": 0.5, " None": 0.2, "48": 0.3}),
+    ):
+        verdict, model = glance(check, sight, {"search": "lease"})
+        assert (verdict.sufficient, verdict.answer, verdict.better_query) == (False, "", "lease"), check
+        asked, said, _ = model.asked[0]["messages"][-3:]
+        assert asked["content"].endswith(f"Question: How much?\n\n{CHECK}"), "the prefix that `judge` reads next"
+        assert said == {"role": "assistant", "content": "No."}
 
 
-def test_all_but_a_no_is_a_yes():
-    for word in ("Yes", "yes, partly", "", "Perhaps", "<think>"):
-        verdict, model = decline(word)
-        assert verdict is None and model.asked == [], word
+def test_an_answer_at_first_sight_is_the_verdict_with_its_line():
+    verdict, model = glance("Yes", 'chairs the board"')
+    assert (verdict.sufficient, verdict.answer, verdict.thinking) == (True, "chairs the board", "")
+    assert [(c.source, c.quote) for c in verdict.citations] == [("minutes.pdf", "Ada chairs the board.")]
+    assert model.asked == [], "nothing is left to ask"
+
+
+def test_an_answer_at_first_sight_that_stands_nowhere_is_cited_by_what_is_quoted_or_retold():
+    for words, quote in (
+        (["Ada chairs"], "Ada chairs"),
+        (["the board is chaired by Ada"], "Ada chairs the board."),
+        ([], ""),
+    ):
+        verdict, _ = glance("Yes", "a woman of the board", {"words": words})
+        assert verdict.sufficient and all(
+            find_quote(joined([h for h in HITS if h.id == c.id]), c.quote) for c in verdict.citations
+        )
+        assert not quote or verdict.citations[0].quote == quote
+
+
+def test_between_a_doubt_and_an_answer_the_model_is_to_think():
+    for check, sight in (
+        ("Yes", "not in the documents"),
+        ("Yes", ""),
+        ("No", "perhaps"),
+        ({"Yes": 0.5, "No": 0.5}, {"not": 0.6}),
+    ):
+        found_elsewhere = {"search": "elsewhere", "words": []}
+        assert glance(check, sight, found_elsewhere)[0] is None, (check, sight)
+
+
+def test_of_a_server_that_tells_no_probabilities_the_words_count():
+    class Silent(FakeChat):
+        async def _send(self, *request):
+            return replace(await super()._send(*request), first={})
+
+    for words, declined in (
+        (("**No**", "not in the documents"), True),
+        (("Yes, partly", "not in the documents"), False),
+    ):
+        model = Silent({"search": "lease"}, checks=words[:1], sights=words[1:])
+        assert bool(Reasoner(model, 40, 60, stand_in=True).glance("How much?", HITS)) == declined, words
+
+
+def test_a_stand_in_whose_answer_stands_there_is_not_asked_for_quotes():
+    model = FakeChat("Passage 1 states it.", "48,000 euros")
+    assert Reasoner(model, 40, 60, stand_in=True).judge("How much?", HITS).citations and len(model.asked) == 2
 
 
 def test_only_a_stand_in_is_told_to_write_calculations_down():
@@ -79,14 +127,14 @@ def test_only_a_stand_in_is_told_to_write_calculations_down():
 
 def test_only_a_stand_in_is_asked():
     model = FakeChat(checks=["No"])
-    assert Reasoner(model, 40, 60).decline("How much?", HITS) is None and model.checked == 0
+    assert Reasoner(model, 40, 60).glance("How much?", HITS) is None and model.checked == 0
 
 
 def test_a_stand_in_thinks_in_plain_text_where_it_could_think_apart():
     model = FakeChat("Passage 1.", *found("48,000", "48,000"), thinks=True)
     verdict = Reasoner(model, 40, 60, stand_in=True).judge("How much?", HITS)
     assert (verdict.thinking, verdict.answer) == ("Passage 1.", "48,000")
-    assert [request["think"] for request in model.asked] == [False, False, False]
+    assert [request["think"] for request in model.asked] == [False, False]
     assert model.asked[1]["messages"][-1] == {"role": "assistant", "content": f"Passage 1.\n\n{ANSWER}"}
 
 

@@ -14,7 +14,7 @@ import httpx
 import pytest
 import uvicorn
 from conftest import FakeEmbedder
-from fakes import FakeChat, FakeRetriever, Typing, call, found, hit
+from fakes import FakeChat, FakeRetriever, Typing, call, hit
 from fastapi import testclient
 
 from kit import service
@@ -53,7 +53,7 @@ class Desk:
 
     def __call__(self) -> Assistant:
         primary = FakeChat(call("rent"))
-        reasoner = self.reasoner or Typing("The passage states it.", *found("48,000", PASSAGE))
+        reasoner = self.reasoner or Typing("The passage states it.", "48,000")
         self.made.append(Assistant(PROFILES["ci"], primary, reasoner, FakeRetriever([hit("a", PASSAGE)])))
         return self.made[-1]
 
@@ -112,7 +112,7 @@ def test_a_question_is_answered_with_its_sources(threads):
     client = TestClient(service.rag(Desk(), threads))
     answer = client.post("/ask", json={"question": "What is the rent?"}).json()
     assert answer["answer"] == "48,000" and answer["answered"] and answer["usage"]["calls"] == 5
-    assert answer["sources"] == [{"source": "lease.pdf", "page": 1, "quote": "The rent is 48,000 euros"}]
+    assert answer["sources"] == [{"source": "lease.pdf", "page": 1, "quote": "The rent is 48,000 euros."}]
     assert client.get("/threads").json() == []
 
 
