@@ -95,14 +95,18 @@ def measured(asked: list[dict], modes: list[str], split: str) -> dict:
 
 
 def figures_of(asked: list[dict], rows: list[dict]) -> dict:
-    """What `kit evaluate` prints of `rows`, questions grouped by whether their evidence stands in one place."""
-    asked = [{**row, "type": "several" if len(row["sources"]) > 1 else "one"} for row in asked]
-    done = {row["id"] for row in asked}
-    rows = list({(row["id"], row["mode"]): row for row in rows}.values())  # the last try of each
-    agentic = [row for row in rows if row["mode"] == "agentic" and row["id"] in done]
+    """What `kit evaluate` prints of `rows`, questions grouped by whether their evidence stands in one place.
+
+    It is over the questions that were asked in every mode; the original flow, which takes long, may lag behind.
+    """
+    answered = {(row["id"], row["mode"]): row for row in rows}  # the last try of each
+    modes = {mode for _, mode in answered} - {"original"}
+    done = {row["id"] for row in asked if all((row["id"], mode) in answered for mode in modes)}
+    asked = [{**row, "type": "several" if len(row["sources"]) > 1 else "one"} for row in asked if row["id"] in done]
+    rows = [row for row in answered.values() if row["id"] in done]
     summary = evaluation.summarize(asked, rows)
     claims = _beside_original(asked, rows) | _beside_plain(summary)
-    return {**_cleanness(agentic), "claims": claims, **summary}
+    return {**_cleanness([row for row in rows if row["mode"] == "agentic"]), "claims": claims, **summary}
 
 
 def _beside_original(asked: list[dict], rows: list[dict]) -> dict:
