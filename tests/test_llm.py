@@ -78,6 +78,26 @@ def test_every_call_forbids_the_silent_cut_and_the_shift(scripted):
     assert sent["format"] == {"type": "string"} and "tools" not in sent
 
 
+def test_the_likeliest_first_tokens_are_told(scripted):
+    said = say("Yes", ".")
+    said[0]["logprobs"] = [{"token": "Yes", "top_logprobs": [{"token": "Yes", "logprob": 0.0}]}]
+    said[1]["logprobs"] = [{"token": ".", "top_logprobs": [{"token": ".", "logprob": 0.0}]}]
+    server = scripted({"lines": said})
+    reply = ollama(server).complete([{"role": "user", "content": "q"}], likeliest=8)
+    assert reply.first == {"Yes": 1.0} and server.requests[0]["top_logprobs"] == 8 and server.requests[0]["logprobs"]
+
+
+def test_the_openai_client_tells_the_likeliest_first_tokens_too(scripted):
+    def choice(token, **more):
+        shares = {"token": token, "logprob": 0.0, "top_logprobs": [{"token": token, "logprob": 0.0}]}
+        return {"choices": [{"index": 0, "delta": {"content": token}, "logprobs": {"content": [shares]}, **more}]}
+
+    server = scripted({"sse": [choice("Yes"), choice(".", finish_reason="stop")]})
+    model = OpenAIModel("some/model", server.url + "/v1", "secret")
+    reply = model.complete([{"role": "user", "content": "q"}], likeliest=8)
+    assert reply.first == {"Yes": 1.0} and server.requests[0]["top_logprobs"] == 8 and server.requests[0]["logprobs"]
+
+
 def test_thoughts_are_kept_apart(scripted):
     server = scripted({"lines": [*say("hm", kind="thinking")[:-1], *say("42")]})
     reply = ollama(server).complete([{"role": "user", "content": "q"}], think=True)

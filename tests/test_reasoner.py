@@ -89,6 +89,7 @@ def test_an_answer_at_first_sight_that_stands_nowhere_is_cited_by_what_is_quoted
 
 def test_between_a_doubt_and_an_answer_the_model_is_to_think():
     for check, sight in (
+        ("Yes", "48,000 euros"),
         ("Yes", "not in the documents"),
         ("Yes", ""),
         ("No", "perhaps"),
@@ -103,12 +104,10 @@ def test_of_a_server_that_tells_no_probabilities_the_words_count():
         async def _send(self, *request):
             return replace(await super()._send(*request), first={})
 
-    for words, declined in (
-        (("**No**", "not in the documents"), True),
-        (("Yes, partly", "not in the documents"), False),
-    ):
-        model = Silent({"search": "lease"}, checks=words[:1], sights=words[1:])
-        assert bool(Reasoner(model, 40, 60, stand_in=True).glance("How much?", HITS)) == declined, words
+    no, yes = ("No", "no.", "**No**", '"No"', "NO,"), ("Yes", "yes, partly", "", "Perhaps", "<think>")
+    for word, declined in [*((word, True) for word in no), *((word, False) for word in yes)]:
+        model = Silent({"search": "lease"}, checks=[word], sights=["not in the documents"])
+        assert bool(Reasoner(model, 40, 60, stand_in=True).glance("How much?", HITS)) == declined, word
 
 
 def test_a_stand_in_whose_answer_stands_there_is_not_asked_for_quotes():
