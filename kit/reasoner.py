@@ -45,7 +45,7 @@ NOT_FOUND = "The documents do not hold the answer."
 QUOTES, QUOTE_LENGTH, QUERY_LENGTH = 3, 100, 120  # characters; all of it fits answer_tokens
 RESULT_TOKENS = 60  # an answer is short
 LIKELIEST = 8  # first tokens of a word whose probabilities are looked at: "Yes", " yes", "YES" are three
-DOUBT = 0.15  # P(not) - P(yes) above which the passages are taken not to hold the answer (see benchmarks/README.md)
+SURE = 0.47  # P(yes) below which the passages are taken not to hold the answer (see benchmarks/README.md)
 MARKS = ".…,;:?!()\"'“”‘’"  # around words, and no part of them
 TOLD = 0.7  # share of a quote's words that must be exceeded, where they do not stand in one piece
 SHORTEST_QUOTE = 4  # characters of an answer that supports itself: "no" and "2" stand everywhere
@@ -95,10 +95,9 @@ class Reasoner:
     def glance(self, question: str, hits: Sequence[Hit], notes: Sequence[Citation] = ()) -> Verdict | None:
         """The verdict of a stand-in that has not thought: a short answer, or no answer; None where it should think.
 
-        The model is asked whether `hits` hold the answer, and then for it. The probability that the answer begins
-        with "not", less that of "yes" before it, is its doubt: above `DOUBT` the passages do not state it, and the
-        verdict has other words to search with. (Probabilities of an answer as a measure of what a model knows:
-        Kadavath et al., arXiv 2207.05221.) Of a server that tells none, the word itself counts.
+        The model is asked whether `hits` hold the answer. Where "yes" is less likely than `SURE`, they do not, and the
+        verdict has other words to search with. (Probabilities as a measure of what a model knows: Kadavath et al.,
+        arXiv 2207.05221.) Of a server that tells none, the word itself counts. Else it is asked for the answer.
         The passages are then in the engine's cache for `judge`. Raises what `judge` raises.
         """
         if not self.stand_in:
@@ -107,12 +106,11 @@ class Reasoner:
         with self.model.heard_by(None):
             word = self.model.complete(asked, think=self._flag(False), max_tokens=1, likeliest=LIKELIEST)
         yes, no = _likely(word, "yes"), _likely(word, "no")
-        sure = yes / (yes + no) if no else 1.0  # any other word than no is a yes
-        messages = prompt(question, hits, notes, PLAIN)
-        answer, reply = self._answer(messages, "", LIKELIEST)
-        if _likely(reply, "not", "no", "none") - sure > DOUBT:
+        if no and yes / (yes + no) < SURE:  # any other word than no is a yes
             asked.append({"role": "assistant", "content": "No."})
             return Verdict("", False, self._other_words(asked, question), "")
+        messages = prompt(question, hits, notes, PLAIN)
+        answer = self._answer(messages, "")
         if not answer or _declines(answer) or _numbers(answer):
             return None  # a number is often one of several, or to be worked out
         verdict = self._supported(question, hits, messages, "", answer)
@@ -125,18 +123,19 @@ class Reasoner:
         """
         messages = prompt(question, hits, notes, THINK + (WORK_OUT if self.stand_in else ""))
         thinking = self._think(messages)
-        answer, _ = self._answer(messages, thinking)
+        answer = self._answer(messages, thinking)
         return self._supported(question, hits, messages, thinking, answer)
 
     def _supported(
         self, question: str, hits: Sequence[Hit], messages: list[dict], thinking: str, answer: str
     ) -> Verdict:
         """The verdict on `answer`, which ended the turn behind `messages`."""
-        if self.stand_in and (itself := _itself(answer, question, hits) if answer else []):
+        itself = _itself(answer, question, hits) if answer else []
+        if self.stand_in and itself:
             return Verdict(answer, True, "", thinking, tuple(dict.fromkeys(itself)))  # nothing is left to ask
         messages = [*messages, turn(thinking, f'{ANSWER}{answer}"', self._native), {"role": "user", "content": VERDICT}]
         said = self._held(messages, VERDICT_SCHEMA)
-        verdict = self._verdict(answer, question, read_json(said), hits, thinking)
+        verdict = self._verdict(answer, itself, question, read_json(said), hits, thinking)
         if verdict.sufficient or verdict.better_query:
             return verdict
         messages.append({"role": "assistant", "content": said})
@@ -155,15 +154,14 @@ class Reasoner:
         reply = self.model.complete(messages, think=self._flag(True), max_tokens=self.thinking_tokens, stop=stop)
         return (reply.thinking or reply.text).strip()
 
-    def _answer(self, messages: list[dict], thinking: str, likeliest: int = 0) -> tuple[str, Reply]:
+    def _answer(self, messages: list[dict], thinking: str) -> str:
         # The turn is left open, so the model does not start anew but goes on from its thoughts. Servers that close
         # it (OpenAI's own, and vLLM unless told otherwise) let it begin a turn of its own.
         opened = turn(thinking, ANSWER, self._native)
-        request = {"think": self._flag(True), "max_tokens": RESULT_TOKENS, "likeliest": likeliest}
         stop = ["\n", '" ', '".']  # not the quote alone, with which a new turn may begin
-        reply = self.model.complete([*messages, opened], stop=stop, **request)
+        reply = self.model.complete([*messages, opened], think=self._flag(True), max_tokens=RESULT_TOKENS, stop=stop)
         text = (reply.text or reply.thinking).strip().removeprefix(ANSWER).lstrip('"')
-        return text.partition('"')[0].rpartition(" = ")[2].strip(), reply  # of a sum that it writes down, the result
+        return text.partition('"')[0].rpartition(" = ")[2].strip()  # of a sum that it writes down, the result
 
     @property
     def _native(self) -> bool:
@@ -172,20 +170,21 @@ class Reasoner:
     def _flag(self, think: bool) -> bool | None:
         return think and self._native if self.model.thinks else None
 
-    def _verdict(self, answer: str, question: str, fields: dict, hits: Sequence[Hit], thinking: str) -> Verdict:
+    def _verdict(
+        self, answer: str, itself: list[Citation], question: str, fields: dict, hits: Sequence[Hit], thinking: str
+    ) -> Verdict:
         quotes = [quote for quote in fields.get("words", []) if isinstance(quote, str) and quote.strip()]
         search = fields.get("search", "").strip()
         if _told([search], question, hits):
             quotes, search = [*quotes, search], ""  # a statement of the passages, put into the wrong field
-        quoted, itself = [citation for quote in quotes if (citation := _citation(quote, hits))], []
+        quoted = [citation for quote in quotes if (citation := _citation(quote, hits))]
         # An answer that no passage supports counts as not found: small models answer too readily. It may
         # support itself, by standing there word for word; where it is a number, it may be the result of others.
         if not (search or quoted):
-            itself = _itself(answer, question, hits)
             quoted = _told(quotes, question, hits) if itself or _numbers(answer) else []
-        if self.stand_in and answer and not (search or quoted or itself):
-            quoted = _nearest(quotes or [answer], hits)
-        citations, dropped = quoted or itself, len(quotes) - len(quoted)
+            if self.stand_in and answer and not quoted:
+                quoted = _nearest(quotes or [answer], hits)
+        citations, dropped = quoted or ([] if search else itself), len(quotes) - len(quoted)
         sufficient = bool(answer and citations and not search)
         return Verdict(
             answer=answer if sufficient else "",

@@ -6,15 +6,16 @@ import re
 import anyio
 
 from kit.llm import ChatModel, Reply, Usage
+from kit.reasoner import PLAIN
 from kit.retriever import Hit
 
 
 class FakeChat(ChatModel):
     """Answers from a queue: strings are text, dicts become JSON, a tuple is several; `asked` keeps every request.
 
-    Whether passages state an answer it says with the next of `checks`, and yes when there is none; `checked` counts.
-    What it then answers at first sight is the next of `sights`, and when there is none nothing, or "not" after a no.
-    Either is a text, or a dict that says how likely the first words are.
+    Whether passages state an answer it says with the next of `checks` (a text, or a dict that says how likely the
+    first words are), and yes when there is none; `checked` counts. What it then answers at first sight is the next
+    of `sights`, and nothing when there is none.
     """
 
     def __init__(self, *replies, thinks: bool = False, checks=(), sights=()):
@@ -26,8 +27,11 @@ class FakeChat(ChatModel):
     async def _send(self, messages, schema, think, max_tokens, stop, likeliest) -> Reply:
         first = {}
         if likeliest:
-            reply = self._at_sight(messages)
+            self.checked += 1
+            reply = self.checks.pop(0) if self.checks else "Yes"
             reply, first = ("", reply) if isinstance(reply, dict) else (reply, {reply.split(" ")[0]: 1.0})
+        elif messages[-1]["role"] == "assistant" and messages[-2]["content"].endswith(PLAIN):
+            reply = self.sights.pop(0) if self.sights else ""
         else:
             self.asked.append({"messages": list(messages), "schema": schema, "think": think, "max_tokens": max_tokens})
             reply = self.replies.pop(0)
@@ -36,13 +40,6 @@ class FakeChat(ChatModel):
         text = reply if isinstance(reply, str) else json.dumps(reply)
         usage = Usage(calls=1, prompt_tokens=10, output_tokens=5, prompt_seconds=0.1, output_seconds=0.2)
         return Reply("" if think else text, text if think else "", usage, "stop", first)
-
-    def _at_sight(self, messages):
-        if messages[-1]["role"] == "user":
-            self.checked += 1
-            self.said = self.checks.pop(0) if self.checks else "Yes"
-            return self.said
-        return self.sights.pop(0) if self.sights else "not" * (self.said == "No")
 
 
 class Typing(FakeChat):
