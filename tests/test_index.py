@@ -115,6 +115,18 @@ def test_words_are_found_beside_the_journal_of_a_killed_writer(tmp_path, docs, e
         assert index.match("rye bread", 1)
 
 
+def test_in_a_large_index_only_the_rarest_words_are_looked_for(tmp_path, embedder, monkeypatch):
+    rows = [{"title": f"t{n}", "text": f"the owl {n}"} for n in range(5)] + [{"title": "cat", "text": "the red cat"}]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    with make(tmp_path, embedder) as index:
+        index.ingest([tmp_path / "rows.jsonl"])
+        assert len(index.match("the red owl", 9)) == 6
+        monkeypatch.setattr("kit.index.MATCHES", 3)
+        assert len(index.match("the red owl", 9)) == 1, "red, and neither owl nor the"
+        assert len(index.match("the owl", 9)) >= 5, "one word, however common"
+        assert index.match("nowhere", 9) == []
+
+
 def test_deleted_files_go_but_only_beneath_the_given_paths(tmp_path, docs, embedder):
     for folder in ("a", "ab"):  # "a" is no parent of "ab", though its name begins like it
         (docs / folder).mkdir()
