@@ -15,6 +15,7 @@ from playwright.sync_api import TimeoutError, expect
 
 CELL = f"""
 import sys
+from dataclasses import replace
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from fakes import FakeRetriever, Typing, call, found, hit
 from kit.agent import Assistant
@@ -27,7 +28,8 @@ stopped, last = ["word " * 400], ["Short.", *found("<b>12</b>", stated)]
 reasoner = Typing(*first, *stopped, *last)
 primary = Typing(*[call(f"rent {{n}}") for n in range(3)])
 retriever = FakeRetriever([hit("a", stated)])
-Panel(Assistant(PROFILES["ci"], primary, reasoner, retriever))
+profile = replace(PROFILES["ci"], stand_in=False)  # so each answer takes the three calls of `found`
+Panel(Assistant(profile, primary, reasoner, retriever))
 """
 
 
