@@ -93,7 +93,8 @@ class RagTool(Tool):
         self.question = self.question or question
         self.on_event("search", {"query": question})
         started = time.perf_counter()
-        hits = [h for h in self.retriever.search(question, self.k) if h.id not in self._read]
+        find = getattr(self.retriever, "follow", self.retriever.search)  # a retriever of one's own need only search
+        hits = [h for h in find(question, self.k) if h.id not in self._read]
         self._read.update(h.id for h in hits)
         self.on_event("read", {"hits": hits})
         self.verdict = self._judge(hits)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 COLLECTION = "chunks"
 FORMAT = 2  # raised whenever what is embedded or how it is kept changes
 LONGEST_QUERY = 64  # words that `match` looks for
+SHORTEST_NAME, LONGEST_NAME = 4, 6  # characters, words; shorter names are also common words ("It")
 MATCHES = 10_000  # chunks that BM25 scores for a query, in some 15 ms; all of 100,000 would take 120
 
 
@@ -137,8 +138,12 @@ class Index:
 
     def search(self, query: str, k: int) -> list[Row]:
         """The `k` nearest chunks, best first; the score is the cosine similarity."""
+        return self._near(query, k)
+
+    def _near(self, query: str, k: int, ids: list[str] | None = None) -> list[Row]:
         found = self._collection.query(
             query_embeddings=self.embed([query], is_query=True),
+            ids=ids,
             n_results=k,
             include=["documents", "metadatas", "distances"],
         )
@@ -159,9 +164,23 @@ class Index:
         found = (
             "select id from words join chunks on chunks.number = words.rowid where words match ? order by rank limit ?"
         )
-        manifest = (self.folder / MANIFEST).absolute().as_uri()
-        with closing(sqlite3.connect(f"{manifest}?mode=rw", uri=True)) as db:  # a killed writer's journal is undone
+        with closing(self._manifest()) as db:
             return [id for (id,) in db.execute(found, (" OR ".join(_rarest(db, words)), n))]
+
+    def named(self, text: str, query: str, k: int) -> list[Row]:
+        """Of the sources whose name stands in `text`, with its capitals, the `k` chunks nearest to `query`.
+
+        The name of a file is what `corpus.title` makes of it; what stands in brackets behind a name is no part of it.
+        """
+        names = _names(text)
+        if not names:
+            return []
+        headed = " OR ".join(f'^"{name}"' for name in sorted(names))  # a chunk is searched beneath its source's name
+        found = "select id, text from words join chunks on chunks.number = words.rowid where words match ? limit ?"
+        with closing(self._manifest()) as db:
+            rows = db.execute(found, (headed, MATCHES)).fetchall()
+        ids = [id for id, chunk in rows if _bare(chunk.partition("\n")[0]) in names]
+        return self._near(query, min(k, len(ids)), ids) if ids else []
 
     def get(self, ids: list[str]) -> list[Row]:
         """The chunks with these ids, in any order, as `search` returns them; the score is 0."""
@@ -172,6 +191,10 @@ class Index:
         return self._held(
             1.0, where={"source": source} if page is None else {"$and": [{"source": source}, {"page": page}]}
         )
+
+    def _manifest(self) -> sqlite3.Connection:
+        manifest = (self.folder / MANIFEST).absolute().as_uri()
+        return sqlite3.connect(f"{manifest}?mode=rw", uri=True)  # so a killed writer's journal is undone
 
     def _held(self, score: float, **which) -> list[Row]:
         found = self._collection.get(**which, include=["documents", "metadatas"])
@@ -239,6 +262,20 @@ def _rarest(db: sqlite3.Connection, words: list[str]) -> list[str]:
     rarest = sorted(chunks, key=chunks.__getitem__)
     matched = accumulate(chunks[word] for word in rarest)
     return [word for word, total in zip(rarest, matched, strict=True) if word == rarest[0] or total < MATCHES]
+
+
+def _names(text: str) -> set[str]:
+    """What in `text` may be a name: runs of words that begin and end with a capital, as `_bare` writes them."""
+    words = [(word, word[0].isupper()) for word in re.findall(r"\w+", text)]
+    starts = [place for place, (_, capital) in enumerate(words) if capital]
+    runs = [words[start : start + length] for start in starts for length in range(1, LONGEST_NAME + 1)]
+    names = {" ".join(word for word, _ in run).casefold() for run in runs if run[-1][1]}
+    return {name for name in names if len(name) >= SHORTEST_NAME}
+
+
+def _bare(heading: str) -> str:
+    """The words of a source's heading in small letters, without what stands in brackets at its end."""
+    return " ".join(re.findall(r"\w+", re.sub(r"\s*\([^()]*\)$", "", heading))).casefold()
 
 
 def _no_index(folder: Path) -> str:

@@ -37,6 +37,20 @@ def test_the_better_query_is_tried_and_nothing_is_read_twice():
     assert {s["quote"] for s in answer.sources} == {"The rent is 48,000 euros", "by 5 percent"}
 
 
+def test_the_tool_follows_names_where_its_retriever_can():
+    class Following(FakeRetriever):
+        def follow(self, query, k):
+            return [*self.search(query, k), RISE]
+
+    read = {}
+    for retriever in (FakeRetriever, Following):
+        it = assistant([call("rent"), "48,000 euros"], ["", found("48,000 euros", "48,000 euros")], [RENT])
+        it.tool.retriever = it.retriever = retriever([RENT])
+        read[retriever] = [row["id"] for row in it.ask("What is the rent?").steps[0]["read"]]
+        assert it.ask("What is the rent?", "rag").steps[0]["read"][1:] == []  # plain RAG reads what the search finds
+    assert read == {FakeRetriever: ["a"], Following: ["a", "b"]}
+
+
 def test_passages_that_do_not_state_it_are_not_thought_about():
     hits = {"rent": [RENT], "rent rise": [RENT, RISE]}
     it = assistant(

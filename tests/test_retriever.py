@@ -1,5 +1,7 @@
 """The thin layer between the index and those who search."""
 
+import json
+
 import pytest
 from conftest import write_pdf
 
@@ -72,6 +74,47 @@ def test_a_word_finds_what_its_vector_does_not(tmp_path, embedder):
     assert all(0 < hit.score <= 1 for hit in hybrid) and [h.score for h in hybrid] == sorted(
         (h.score for h in hybrid), reverse=True
     )
+
+
+ROWS = {
+    "The Grey Owl": "The Grey Owl is a novel by Ada Finch-Moor, and was first printed in Turku.",
+    "Ada Finch-Moor (writer)": "She was born on a farm near the sea.",
+    "It": "It is a word.",
+}
+
+
+@pytest.fixture
+def linked(tmp_path, embedder):
+    """Documents that name each other, beneath many that resemble the question."""
+    rows = [*ROWS.items(), *[(f"Note {n}", f"The Grey Owl hunts at night, as owls do, {n}.") for n in range(40)]]
+    lines = [json.dumps({"title": title, "text": text}) for title, text in rows]
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines))
+    (tmp_path / "turku.txt").write_text("A town on a river.")
+    with Index.create(tmp_path / "index", embedder, 200, 20) as index:
+        index.ingest([tmp_path])
+        yield Retriever(index)
+
+
+def test_documents_are_followed_that_a_passage_names(linked):
+    query = "The Grey Owl is a novel, first printed where, by whom?"
+    searched, followed = ([hit.source for hit in way(query, 9)] for way in (linked.search, linked.follow))
+    assert "Ada Finch-Moor (writer)" not in searched and "The Grey Owl" in searched[:6]
+    assert followed[:6] == searched[:6] and {"Ada Finch-Moor (writer)", "turku.txt"} <= set(followed[6:])
+    assert len(followed) == len(set(followed)) == 9 and "It" not in followed  # a common word is no name
+
+
+def test_nothing_changes_where_no_document_is_named(retriever):
+    for query in ("night owl", "a comet"):
+        assert retriever.follow(query, 9) == retriever.search(query, 9)
+
+
+def test_two_passages_are_too_few_to_give_up_one(linked):
+    assert linked.follow("The Grey Owl, a novel", 2) == linked.search("The Grey Owl, a novel", 2)
+
+
+def test_names_are_no_search_expressions(linked):
+    assert linked.index.named('OR NOT "NEAR" (The* ^Grey) Owl_', "owl", 3) == []
+    assert [row[1] for row in linked.index.named("By ADA FINCH MOOR.", "owl", 3)] == ["Ada Finch-Moor (writer)"]
 
 
 @pytest.mark.parametrize("query", ['"', "AND OR NOT", "a*b NEAR(c)", "?!", "x" * 5000])
