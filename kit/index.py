@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 COLLECTION = "chunks"
 FORMAT = 2  # raised whenever what is embedded or how it is kept changes
 LONGEST_QUERY = 64  # words that `match` looks for
-SHORTEST_NAME, LONGEST_NAME = 4, 6  # characters, words; shorter names are also common words ("It")
+SHORTEST_NAME, LONGEST_NAME = 4, 8  # characters, words; shorter names are also common words ("It")
 MATCHES = 10_000  # chunks that BM25 scores for a query, in some 15 ms; all of 100,000 would take 120
 
 
@@ -180,6 +180,8 @@ class Index:
         with closing(self._manifest()) as db:
             rows = db.execute(found, (headed, MATCHES)).fetchall()
         ids = [id for id, chunk in rows if _bare(chunk.partition("\n")[0]) in names]
+        if ids:  # Chroma fails for one that it does not hold, as after an ingest that was killed
+            ids = self._collection.get(ids=ids, include=[])["ids"]
         return self._near(query, min(k, len(ids)), ids) if ids else []
 
     def get(self, ids: list[str]) -> list[Row]:

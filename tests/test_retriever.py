@@ -112,6 +112,13 @@ def test_two_passages_are_too_few_to_give_up_one(linked):
     assert linked.follow("The Grey Owl, a novel", 2) == linked.search("The Grey Owl, a novel", 2)
 
 
+def test_a_named_chunk_that_chroma_does_not_hold_is_left_out(linked):
+    (row,) = linked.index.named("Ada Finch-Moor", "owl", 3)
+    linked.index._collection.delete(ids=[row[0]])  # as where an ingest was killed between the two stores
+    assert linked.index.named("Ada Finch-Moor", "owl", 3) == []
+    assert len(linked.follow("The Grey Owl is a novel, first printed where, by whom?", 9)) == 9
+
+
 def test_names_are_no_search_expressions(linked):
     assert linked.index.named('OR NOT "NEAR" (The* ^Grey) Owl_', "owl", 3) == []
     assert [row[1] for row in linked.index.named("By ADA FINCH MOOR.", "owl", 3)] == ["Ada Finch-Moor (writer)"]
