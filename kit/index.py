@@ -136,11 +136,8 @@ class Index:
         """Chunks in the index."""
         return self._collection.count()
 
-    def search(self, query: str, k: int) -> list[Row]:
-        """The `k` nearest chunks, best first; the score is the cosine similarity."""
-        return self._near(query, k)
-
-    def _near(self, query: str, k: int, ids: list[str] | None = None) -> list[Row]:
+    def search(self, query: str, k: int, ids: list[str] | None = None) -> list[Row]:
+        """The `k` nearest chunks, of those with `ids` if given, best first; the score is the cosine similarity."""
         found = self._collection.query(
             query_embeddings=self.embed([query], is_query=True),
             ids=ids,
@@ -182,7 +179,7 @@ class Index:
         ids = [id for id, chunk in rows if _bare(chunk.partition("\n")[0]) in names]
         if ids:  # Chroma fails for one that it does not hold, as after an ingest that was killed
             ids = self._collection.get(ids=ids, include=[])["ids"]
-        return self._near(query, min(k, len(ids)), ids) if ids else []
+        return self.search(query, min(k, len(ids)), ids) if ids else []
 
     def get(self, ids: list[str]) -> list[Row]:
         """The chunks with these ids, in any order, as `search` returns them; the score is 0."""
