@@ -97,7 +97,7 @@ class RagTool(Tool):
         hits = [h for h in find(question, self.k) if h.id not in self._read]
         self._read.update(h.id for h in hits)
         self.on_event("read", {"hits": hits})
-        self.verdict = self._judge(hits)
+        self.verdict, hits = self._read_on(self._judge(hits), hits)
         self.notes += self.verdict.citations
         self.steps.append(_step(question, hits, self.verdict, time.perf_counter() - started))
         self.on_event("verdict", self.steps[-1])
@@ -111,6 +111,19 @@ class RagTool(Tool):
             return Verdict("", False, "", "No passage has anything to do with it.")  # so nobody need read them
         read = (self.question, hits, self.notes)
         return self.reasoner.glance(*read) or self.reasoner.judge(*read)
+
+    def _read_on(self, verdict: Verdict, hits: list[Hit]) -> tuple[Verdict, list[Hit]]:
+        """The verdict after reading about what its answer names, as long as that leads on; and all that was read."""
+        about = getattr(self.retriever, "about", None) if self.reasoner.stand_in else None
+        while about and verdict.sufficient and (found := about(verdict.answer, self.question, max(1, self.k // 3))):
+            new = [hit for hit in found if hit.id not in self._read]
+            self._read.update(hit.id for hit in new)
+            self.on_event("read", {"hits": found})
+            hits, before = [*hits, *new], verdict
+            verdict = self.reasoner.further(self.question, verdict, found)
+            if verdict is before:
+                break
+        return verdict, hits
 
 
 class RagAgent(ToolCallingAgent):

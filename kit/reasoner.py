@@ -48,6 +48,7 @@ LIKELIEST = 8  # first tokens of a word whose probabilities are looked at: "Yes"
 SURE = 0.47  # P(yes) below which the passages are taken not to hold the answer (see benchmarks/README.md)
 MARKS = ".…,;:?!()\"'“”‘’"  # around words, and no part of them
 TOLD = 0.7  # share of a quote's words that must be exceeded, where they do not stand in one piece
+YEAR = re.compile(r"1\d{3}|20\d\d")
 SHORTEST_QUOTE = 4  # characters of an answer that supports itself: "no" and "2" stand everywhere
 
 
@@ -111,10 +112,26 @@ class Reasoner:
             return Verdict("", False, self._other_words(asked, question), "")
         messages = prompt(question, hits, notes, PLAIN)
         answer = self._answer(messages, "")
-        if not answer or _declines(answer) or _numbers(answer):
-            return None  # a number is often one of several, or to be worked out
+        if not answer or _declines(answer) or (_numbers(answer) and not YEAR.fullmatch(answer)):
+            return None  # a number is often one of several, or to be worked out; a year is only looked up
         verdict = self._supported(question, hits, messages, "", answer)
         return verdict if verdict.sufficient else None
+
+    def further(self, question: str, verdict: Verdict, hits: Sequence[Hit]) -> Verdict:
+        """`verdict`, or what `hits`, passages of a document that its answer names, say to the question.
+
+        Asked where the man was born who took a record, a stand-in often stops at the man. So it reads on in the
+        document about him, beside the quotes that led there. What it answers then has to stand there, and not already
+        where the first answer was found. (Asking on from an answer: Press et al., arXiv 2210.03350.) Raises what
+        `judge` raises.
+        """
+        answer = self._answer(prompt(question, hits, verdict.citations, PLAIN), "")
+        led = [f"{note.source}: {note.quote}" for note in verdict.citations]
+        known = find_quote(answer, verdict.answer) or any(find_quote(line, answer) for line in led)
+        quoted = [] if known or _declines(answer) else _itself(answer, question, hits)
+        if not quoted:
+            return verdict
+        return replace(verdict, answer=answer, citations=tuple(dict.fromkeys([*verdict.citations, *quoted])))
 
     def judge(self, question: str, hits: Sequence[Hit], notes: Sequence[Citation] = ()) -> Verdict:
         """The verdict on `question` over `hits`; `notes` are quotes that earlier searches found.

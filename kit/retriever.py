@@ -56,19 +56,31 @@ class Retriever:
         return hits
 
     def follow(self, query: str, k: int) -> list[Hit]:
-        """As `search`, but up to a third of the passages come from documents that the others name.
+        """As `search`, unless the best document or the query names other documents of the index.
 
         "The Remains of the Day is a novel by Kazuo Ishiguro" leads to the document of that name, which a question
-        about the novel's author need not resemble. (Documents reached by links: Asai et al., arXiv 1911.10470.)
+        about the novel's author need not resemble. Then fewer passages do, at most two thirds of `k`: those of the
+        best document, those of the named ones, and the next best; of the first two a third of `k` each at most.
+        (Documents reached by links: Asai et al., arXiv 1911.10470.)
         """
         hits = self.search(query, k)
-        first = hits[: k - k // 3]
-        read = {hit.source for hit in first}
+        part = k // 3
+        if not hits or not part:
+            return hits
+        best = [hit for hit in hits if hit.source == hits[0].source][:part]
         started = time.perf_counter()
-        rows = self.index.named("\n".join(hit.text for hit in first), query, k) if k >= 3 else []
-        linked = [Hit(*row, similarity=row[3]) for row in rows if row[1] not in read][: k // 3]
+        rows = self.index.named("\n".join([query, *(hit.text for hit in best)]), query, k)
+        named = [Hit(*row, similarity=row[3]) for row in rows if row[1] != hits[0].source][:part]
         self.seconds += time.perf_counter() - started
-        return _once([*first, *linked, *hits[len(first) :]])[:k]
+        return _once([*best, *named, *hits])[: 2 * part] if named else hits
+
+    def about(self, answer: str, query: str, k: int) -> list[Hit]:
+        """The `k` passages nearest to `query` of the documents that `answer` names and `query` does not."""
+        started = time.perf_counter()
+        asked = {row[1] for row in self.index.named(query, query, k)}
+        rows = self.index.named(answer, query, k)
+        self.seconds += time.perf_counter() - started
+        return _once(Hit(*row, similarity=row[3]) for row in rows if row[1] not in asked)
 
     def _near(self, query: str, k: int) -> list[Hit]:
         return [Hit(*row, similarity=row[3]) for row in self.index.search(query, k)]
