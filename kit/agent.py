@@ -142,7 +142,13 @@ class RagAgent(ToolCallingAgent):
         self.tool = tool
 
     def process_tool_calls(self, chat_message, memory_step) -> Iterator:
-        """A sufficient verdict is the final answer; without one, `final_answer` cannot invent it."""
+        """A sufficient verdict is the final answer; without one, `final_answer` cannot invent it.
+
+        The first search is for the question as it was asked: a small model that should pass it on often loses half.
+        """
+        for call in chat_message.tool_calls:
+            if call.function.name == self.tool.name and self.tool.question and not self.tool.steps:
+                call.function.arguments = {"question": self.tool.question}
         for output in super().process_tool_calls(chat_message, memory_step):
             if isinstance(output, ToolOutput) and self.tool.verdict:
                 if self.tool.verdict.sufficient:

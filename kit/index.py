@@ -164,12 +164,13 @@ class Index:
         with closing(self._manifest()) as db:
             return [id for (id,) in db.execute(found, (" OR ".join(_rarest(db, words)), n))]
 
-    def named(self, text: str, query: str, k: int) -> list[Row]:
+    def named(self, text: str, query: str, k: int, known: str = "") -> list[Row]:
         """Of the sources whose name stands in `text`, with its capitals, the `k` chunks nearest to `query`.
 
         The name of a file is what `corpus.title` makes of it; what stands in brackets behind a name is no part of it.
+        Names that stand in `known` do not count.
         """
-        names = _names(text)
+        names = {name for name in _names(text) if f" {name} " not in f" {_bare(known)} "}
         if not names:
             return []
         headed = " OR ".join(f'^"{name}"' for name in sorted(names))  # a chunk is searched beneath its source's name

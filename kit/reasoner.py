@@ -2,7 +2,8 @@
 
 A stand-in is first asked without a thought: do the passages hold the answer, and what is it? A small model
 that thinks talks itself out of what stands there plainly, and into what does not. Where it doubts, other words
-are searched for; where it answers, that is the answer; between the two it thinks.
+are searched for; where it answers, that is the answer; between the two it thinks. Where the answer names
+another document, it reads on there: small models stop at the first link of a chain.
 
 A judgement has three parts over one prefix. The model thinks freely within a budget; it goes on, in
 the same turn, to its answer; then it is asked for a verdict that a JSON schema holds: the words of

@@ -77,10 +77,9 @@ class Retriever:
     def about(self, answer: str, query: str, k: int) -> list[Hit]:
         """The `k` passages nearest to `query` of the documents that `answer` names and `query` does not."""
         started = time.perf_counter()
-        asked = {row[1] for row in self.index.named(query, query, k)}
-        rows = self.index.named(answer, query, k)
+        rows = self.index.named(answer, query, k, known=query)
         self.seconds += time.perf_counter() - started
-        return _once(Hit(*row, similarity=row[3]) for row in rows if row[1] not in asked)
+        return _once(Hit(*row, similarity=row[3]) for row in rows)
 
     def _near(self, query: str, k: int) -> list[Hit]:
         return [Hit(*row, similarity=row[3]) for row in self.index.search(query, k)]

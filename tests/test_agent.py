@@ -25,11 +25,11 @@ def test_a_sufficient_verdict_is_the_answer_without_another_call():
 
 
 def test_the_better_query_is_tried_and_nothing_is_read_twice():
-    hits = {"rent": [RENT], "rent rise": [RENT, RISE]}
+    hits = {"What is the rent now?": [RENT], "rent rise": [RENT, RISE]}
     reasoner = ["", missing("rent rise", "The rent is 48,000 euros"), "", found("50,400", "by 5 percent")]
     it = assistant([call("rent"), call("rent rise")], reasoner, hits)
     answer = it.ask("What is the rent now?")
-    assert answer.answered and it.retriever.queries == ["rent", "rent rise"]
+    assert answer.answered and it.retriever.queries == list(hits)
     assert [[r["id"] for r in step["read"]] for step in answer.steps] == [["a"], ["b"]]
     assert "better query: rent rise" in it.primary.asked[1]["messages"][-1]["content"]
     second = it.reasoner.model.asked[3]["messages"][-1]["content"]
@@ -51,8 +51,58 @@ def test_the_tool_follows_names_where_its_retriever_can():
     assert read == {FakeRetriever: ["a"], Following: ["a", "b"]}
 
 
+class Knowing(FakeRetriever):
+    """Has a document about Ada and one about Turku."""
+
+    def about(self, answer, query, k):
+        return [hit(name, text, name) for name, text in ABOUT.items() if name in answer and name not in query][:k]
+
+
+ABOUT = {"Ada Lind": "Ada Lind was born in Turku.", "Turku": "Turku lies on the Aura."}
+
+
+@pytest.mark.parametrize(
+    ("question", "sights", "answer", "read"),
+    [
+        ("Who chairs it?", ["Ada Lind", "Ada Lind"], "Ada Lind", ["b", "Ada Lind"]),
+        (
+            "Where was its chair born?",
+            ["Ada Lind", "Turku", "not in the documents"],
+            "Turku",
+            ["b", "Ada Lind", "Turku"],
+        ),
+        (
+            "On which river was its chair born?",
+            ["Ada Lind", "Turku", "the Aura"],
+            "the Aura",
+            ["b", "Ada Lind", "Turku"],
+        ),
+        (
+            "Does Ada Lind chair it?",
+            ["Ada Lind"],
+            "Ada Lind",
+            ["b"],
+        ),  # the question names her, so that is no link of a chain
+    ],
+)
+def test_what_an_answer_names_is_read(question, sights, answer, read):
+    it = assistant([call(question)], [], [])
+    it.tool.retriever = Knowing([hit("b", "The chair is Ada Lind.", "minutes.pdf")])
+    it.reasoner.model.sights = sights
+    found = it.ask(question)
+    assert (found.answer, [row["id"] for row in found.steps[0]["read"]]) == (answer, read)
+    quotes = {"minutes.pdf": "The chair is Ada Lind.", **ABOUT}
+    assert all(quotes[source["source"]] == source["quote"] for source in found.sources) and found.sources
+
+
+def test_a_reasoning_model_is_left_to_read_the_whole_chain():
+    it = assistant([call("Born?")], ["", found("Ada Lind", "The chair is Ada Lind")], [])
+    it.reasoner.stand_in, it.tool.retriever = False, Knowing([hit("b", "The chair is Ada Lind.", "minutes.pdf")])
+    assert it.ask("Where was its chair born?").answer == "Ada Lind"
+
+
 def test_passages_that_do_not_state_it_are_not_thought_about():
-    hits = {"rent": [RENT], "rent rise": [RENT, RISE]}
+    hits = {"What is the rent now?": [RENT], "rent rise": [RENT, RISE]}
     it = assistant(
         [call("rent"), call("rent rise")], [{"search": "rent rise"}, "", found("50,400", "by 5 percent")], hits
     )
@@ -63,10 +113,14 @@ def test_passages_that_do_not_state_it_are_not_thought_about():
     assert (it.reasoner.model.checked, len(it.reasoner.model.asked)) == (2, 4)
 
 
-def test_the_reasoner_answers_the_question_and_not_the_search_words():
-    it = assistant([call("rent sum")], ["", found("x", "The re")], {"rent sum": [RENT]})
-    it.ask("How much is the rent?")
-    assert "Question: How much is the rent?" in it.reasoner.model.asked[0]["messages"][-1]["content"]
+def test_the_first_search_and_every_answer_are_for_the_question_as_it_was_asked():
+    for first in (call("rent sum"), {"action": "rag_with_reasoner", "input": {"question": ""}}):
+        it = assistant([first, call("rent sum")], ["", missing("rent sum"), "", found("48,000", "48,000")], [RENT])
+        it.retriever.hits = {"How much is the rent?": [RISE], "rent sum": [RENT]}
+        it.ask("How much is the rent?")
+        assert it.retriever.queries == ["How much is the rent?", "rent sum"]
+        assert "Question: How much is the rent?" in it.reasoner.model.asked[0]["messages"][-1]["content"]
+        assert "Question: How much is the rent?" in it.reasoner.model.asked[3]["messages"][-1]["content"]
 
 
 def test_plain_answers_from_passages_that_are_handed_over():

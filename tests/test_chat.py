@@ -30,7 +30,7 @@ def talk(lines: list[str], primary: list, reasoner: list) -> str:
 
 def test_an_answer_its_sources_and_its_steps():
     said = talk(["Rent?", "/sources", "/steps", "/quit"], [call("rent")], ["", "48,000"])
-    assert "48,000\n" in said and "lease.pdf, page 1: “The rent is 48,000 euros.”" in said and "search “rent”" in said
+    assert "48,000\n" in said and "lease.pdf, page 1: “The rent is 48,000 euros.”" in said and "search “Rent?”" in said
     assert "4 model calls" not in said and "5 model calls" in said
 
 

@@ -11,6 +11,7 @@ from kit.reasoner import (
     WORK_OUT,
     Citation,
     Reasoner,
+    Verdict,
     find_quote,
     plain_answer,
     prompt,
@@ -95,6 +96,33 @@ def test_between_a_doubt_and_an_answer_the_model_is_to_think():
     ):
         found_elsewhere = {"search": "elsewhere", "words": []}
         assert glance(check, sight, found_elsewhere)[0] is None, (check, sight)
+
+
+def test_a_year_is_not_thought_about_and_other_numbers_are():
+    hits = [hit("a", "It was founded in 1847 with 1,847 euros and 47 members in May 1847.")]
+    for sight, answer in (("1847", "1847"), ("1,847", None), ("47", None), ("May 1847", None)):
+        verdict, _ = glance("Yes", sight, hits=hits)
+        assert (verdict and verdict.answer) == answer, sight
+
+
+def test_a_stand_in_reads_on_about_what_its_answer_names():
+    first = Verdict("Ada", True, "", "", (Citation("b", "minutes.pdf", None, "Ada chairs the board."),))
+    about = [hit("c", "Ada was born in Turku, and joined the board in 2019.", "Ada", None)]
+    for sight, answer in (
+        ('Turku"', "Turku"),
+        ("not in the documents", "Ada"),
+        ("", "Ada"),
+        ("Ada", "Ada"),
+        ("Ada, of Turku", "Ada"),  # says the first answer again
+        ("the board", "Ada"),  # stood where the first answer was found
+        ("minutes", "Ada"),  # so did the name of that document
+        ("Vaasa", "Ada"),  # stands nowhere
+    ):
+        model = FakeChat(sights=[sight])
+        verdict = Reasoner(model, 40, 60, stand_in=True).further("Where was the chair of it born?", first, about)
+        assert verdict.answer == answer and (verdict is first) == (answer == "Ada"), sight
+        sources = ["minutes.pdf", "Ada"] if answer == "Turku" else ["minutes.pdf"]
+        assert [citation.source for citation in verdict.citations] == sources
 
 
 def test_of_a_server_that_tells_no_probabilities_the_word_counts():

@@ -110,6 +110,17 @@ def test_a_document_that_the_question_names_is_read(linked):
     assert linked.follow(query, 9)[1].source == "Ada Finch-Moor (writer)"
 
 
+def test_an_answer_may_name_a_document(linked):
+    assert [hit.source for hit in linked.about("Ada Finch-Moor, of Turku", "Who wrote it?", 3)] == [
+        "Ada Finch-Moor (writer)",
+        "turku.txt",
+    ]
+    asked = "Who is older, Ada finch-moor or The Grey Owl?"
+    assert [hit.source for hit in linked.about("Ada Finch-Moor, of Turku", asked, 1)] == ["turku.txt"]
+    assert linked.about("Ada Finch-Moor", asked, 3) == []
+    assert linked.about("somebody", "Who wrote it?", 3) == linked.about("It", "Who wrote it?", 3) == []
+
+
 def test_nothing_changes_where_no_document_is_named(retriever):
     for query in ("night owl", "a comet"):
         assert retriever.follow(query, 9) == retriever.search(query, 9)
