@@ -94,8 +94,7 @@ class RagTool(Tool):
         self.on_event("search", {"query": question})
         started = time.perf_counter()
         find = getattr(self.retriever, "follow", self.retriever.search)  # a retriever of one's own need only search
-        hits = [h for h in find(question, self.k) if h.id not in self._read]
-        self._read.update(h.id for h in hits)
+        hits = self._unread(find(question, self.k))
         self.on_event("read", {"hits": hits})
         self.verdict, hits = self._read_on(self._judge(hits), hits)
         self.notes += self.verdict.citations
@@ -116,14 +115,19 @@ class RagTool(Tool):
         """The verdict after reading about what its answer names, as long as that leads on; and all that was read."""
         about = getattr(self.retriever, "about", None) if self.reasoner.stand_in else None
         while about and verdict.sufficient and (found := about(verdict.answer, self.question, max(1, self.k // 3))):
-            new = [hit for hit in found if hit.id not in self._read]
-            self._read.update(hit.id for hit in new)
             self.on_event("read", {"hits": found})
-            hits, before = [*hits, *new], verdict
-            verdict = self.reasoner.further(self.question, verdict, found)
-            if verdict is before:
+            hits = [*hits, *self._unread(found)]
+            further = self.reasoner.further(self.question, verdict, found)
+            if further is verdict:
                 break
+            verdict = further
         return verdict, hits
+
+    def _unread(self, hits: list[Hit]) -> list[Hit]:
+        """Those of `hits` that this run has not read before; from now on it has."""
+        new = [hit for hit in hits if hit.id not in self._read]
+        self._read.update(hit.id for hit in new)
+        return new
 
 
 class RagAgent(ToolCallingAgent):

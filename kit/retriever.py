@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from kit.config import KitError
-from kit.index import Index
+from kit.index import Index, Row
 
 CANDIDATES = 50  # passages of each ranking that are fused
 FLATNESS = 20  # the larger, the less the first ranks count; the paper's 60 is for fusing many rankings
@@ -68,21 +68,22 @@ class Retriever:
         if not hits or not part:
             return hits
         best = [hit for hit in hits if hit.source == hits[0].source][:part]
-        started = time.perf_counter()
-        rows = self.index.named("\n".join([query, *(hit.text for hit in best)]), query, k)
-        named = [Hit(*row, similarity=row[3]) for row in rows if row[1] != hits[0].source][:part]
-        self.seconds += time.perf_counter() - started
+        found = self._named("\n".join([query, *(hit.text for hit in best)]), query, k)
+        named = [hit for hit in found if hit.source != hits[0].source][:part]
         return _once([*best, *named, *hits])[: 2 * part] if named else hits
 
     def about(self, answer: str, query: str, k: int) -> list[Hit]:
         """The `k` passages nearest to `query` of the documents that `answer` names and `query` does not."""
+        return _once(self._named(answer, query, k, known=query))
+
+    def _named(self, text: str, query: str, k: int, known: str = "") -> list[Hit]:
         started = time.perf_counter()
-        rows = self.index.named(answer, query, k, known=query)
+        hits = _alike(self.index.named(text, query, k, known))
         self.seconds += time.perf_counter() - started
-        return _once(Hit(*row, similarity=row[3]) for row in rows)
+        return hits
 
     def _near(self, query: str, k: int) -> list[Hit]:
-        return [Hit(*row, similarity=row[3]) for row in self.index.search(query, k)]
+        return _alike(self.index.search(query, k))
 
     def _fused(self, query: str, k: int) -> list[Hit]:
         found = {hit.id: hit for hit in self._near(query, max(k, CANDIDATES))}
@@ -123,6 +124,11 @@ class Retriever:
     def _whole(self, source: str) -> str:
         found = sorted(self.passages([{"source": source}]), key=lambda hit: hit.page or 0)
         return "\n\n".join(joined(page) for page in pages(found))
+
+
+def _alike(rows: Iterable[Row]) -> list[Hit]:
+    """Hits of rows whose score is their cosine similarity to the query."""
+    return [Hit(*row, similarity=row[3]) for row in rows]
 
 
 def _once(hits: Iterable[Hit]) -> list[Hit]:

@@ -77,12 +77,8 @@ ABOUT = {"Ada Lind": "Ada Lind was born in Turku.", "Turku": "Turku lies on the 
             "the Aura",
             ["b", "Ada Lind", "Turku"],
         ),
-        (
-            "Does Ada Lind chair it?",
-            ["Ada Lind"],
-            "Ada Lind",
-            ["b"],
-        ),  # the question names her, so that is no link of a chain
+        # The question names her, so that is no link of a chain.
+        ("Does Ada Lind chair it?", ["Ada Lind"], "Ada Lind", ["b"]),
     ],
 )
 def test_what_an_answer_names_is_read(question, sights, answer, read):
