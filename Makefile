@@ -1,6 +1,6 @@
 # make demo     from a fresh checkout to a sourced answer
 # make test     everything: lint, unit tests, the real server and weights
-# make check    lint and unit tests only, in under two minutes
+# make check    lint and unit tests only
 # make lab      JupyterLab with the kit in its kernel
 # make notebooks  run every notebook on the profile of this machine (KIT_PROFILE=gpu for another), into build/
 # make bench    the figures of the README: many hours on 2 cores; a stopped run goes on where it was
@@ -23,7 +23,7 @@ demo: $(VENV)/ready
 	$(BIN)/kit ask "$(QUESTION)"
 
 test: $(VENV)/ready check
-	$(BIN)/kit setup --profile ci
+	KIT_PROFILE=ci $(BIN)/kit setup
 	KIT_PROFILE=ci $(BIN)/pytest -q -m ollama --ignore=tests/test_notebooks.py
 	KIT_PROFILE=ci TEST_STARTED=$(STARTED) $(BIN)/pytest -q -m ollama tests/test_notebooks.py
 
@@ -46,7 +46,6 @@ notebooks: $(VENV)/ready
 
 bench: $(VENV)/ready
 	$(BIN)/kit setup
-	$(BIN)/kit ingest data/collection
 	for name in first_answer quality latency ingest search; do $(BIN)/python benchmarks/$$name.py || exit 1; done
 
 lock: $(VENV)/ready

@@ -1,13 +1,14 @@
 """Right answers, tokens and seconds of every way to answer, the original flow among them, side by side.
 
     python benchmarks/quality.py                           the test questions of data/, all modes
+    python benchmarks/quality.py --data data/general       those of another collection
     python benchmarks/quality.py --split dev --modes rag,agentic --limit 20
-    python benchmarks/quality.py --report benchmarks/published/original-test.jsonl   asks nobody: rows that are there
+    python benchmarks/quality.py --report benchmarks/published/quality-test.jsonl    asks nobody: rows that are there
 
 All modes answer a question one after the other, on the same engine, weights and machine. `rag-forced` and
 `gold-forced` are `rag` and `gold` without the way out "not in the documents"; they read what the mode before them
 read, so the engine has it already, and their seconds say nothing. Rows are appended to
-benchmarks/results/quality-SPLIT/ as they are made, so a stopped run goes on where it was. Prints one JSON object,
+benchmarks/results/quality-DATA-SPLIT/ as they are made, so a stopped run goes on where it was. Prints one JSON object,
 in which questions over one place of the documents are of type `one` and those over several are of type `several`,
 and writes the plots beside the rows.
 """
@@ -23,7 +24,7 @@ from pathlib import Path
 from machine import machine
 from original import Original
 
-from kit import agent, engine, evaluation, llm, reasoner, retriever
+from kit import agent, engine, evaluation, index, llm, reasoner, retriever
 from kit.agent import Assistant
 from kit.config import Profile, load_profile
 from kit.index import Embedder, Index
@@ -31,6 +32,7 @@ from kit.llm import chat_model
 from kit.retriever import Retriever
 
 ROOT = Path(__file__).parent.parent
+DATA = ROOT / "data"
 RESULTS = Path(__file__).parent / "results"
 # `closed` between `rag` and `reasoner`, so that the passages of the one are not in the engine's cache for the other.
 ALL = ("original", "rag", "rag-forced", "closed", "reasoner", "agentic", "gold", "gold-forced")
@@ -39,22 +41,23 @@ FORCED = reasoner.PLAIN.partition(" If ")[0]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=DATA, help="folder of a questions.jsonl and a collection/")
     parser.add_argument("--split", choices=("dev", "test"), default="test")
     parser.add_argument("--modes", default=",".join(ALL), help=f"of {', '.join(ALL)}")
     parser.add_argument("--limit", type=int, help="only the first N questions of each type")
     parser.add_argument("--report", type=Path, help="rows of an earlier run to make figures of")
     args = parser.parse_args()
-    asked = questions(args.split, args.limit)
+    asked = questions(args.split, args.limit, args.data / "questions.jsonl")
     if args.report:
         if not args.report.is_file():
             parser.error(f"there is no file {args.report}; give rows that a run of this script appended")
         figures = {"rows": str(args.report)} | figures_of(asked, evaluation.read_rows(args.report))
     else:
-        figures = {"machine": machine(), **measured(asked, args.modes.split(","), args.split)}
+        figures = {"machine": machine(), **measured(asked, args.modes.split(","), args.split, args.data.resolve())}
     print(json.dumps(figures, indent=2))
 
 
-def questions(split: str, limit: int | None, path: Path = ROOT / "data" / "questions.jsonl") -> list[dict]:
+def questions(split: str, limit: int | None, path: Path = DATA / "questions.jsonl") -> list[dict]:
     """The questions of `split`, in turn of each type, so that a run that is stopped has seen all types alike."""
     rows, _ = evaluation.read_questions(path)
     kinds: dict[str, list[dict]] = {}
@@ -65,14 +68,15 @@ def questions(split: str, limit: int | None, path: Path = ROOT / "data" / "quest
     return [row for _, row in sorted(numbered, key=lambda pair: pair[0])]
 
 
-def measured(asked: list[dict], modes: list[str], split: str) -> dict:
+def measured(asked: list[dict], modes: list[str], split: str, data: Path = DATA) -> dict:
     """Answer, and return what `kit evaluate` prints, and how cleanly the agentic answers came."""
     profile = load_profile()
-    out = RESULTS / f"quality-{split}"
-    with warm_assistant(profile) as (assistant, server):
+    out = RESULTS / f"quality-{data.name}-{split}"
+    with warm_assistant(profile, data) as (assistant, server):
         replies = _record(assistant.primary, assistant.reasoner.model)
         if "original" in modes:
-            original = Original(profile, server.url, [str(ROOT / "data/collection")], profile.home / "index-original")
+            index_of_original = profile.home / f"index-original-{data.name}"
+            original = Original(profile, server.url, [str(data / "collection")], index_of_original)
 
         def answer(question: dict, mode: str) -> dict:
             if mode == "original":
@@ -85,7 +89,16 @@ def measured(asked: list[dict], modes: list[str], split: str) -> dict:
             found = assistant.answer(question, mode)
             return found | _calls(assistant, replies) | _quoted(assistant.retriever, found)
 
-        settings = {"profile": profile.name, "k": profile.k, "chunk_size": profile.chunk_size, "kit": _answering()}
+        decisive = (
+            "k",
+            "chunk_size",
+            "chunk_overlap",
+            "max_steps",
+            "primary_tokens",
+            "thinking_tokens",
+            "answer_tokens",
+        )
+        settings = {"profile": profile.name, "kit": _answering(), **{key: getattr(profile, key) for key in decisive}}
         rows = evaluation.run(asked, modes, answer, out, settings, lambda error: engine.revive(server, profile))
         result = figures_of(asked, rows)
         result["retrieval"] = evaluation.retrieval(asked, assistant.retriever.search, profile.k)
@@ -178,11 +191,14 @@ def _quoted(search: Retriever, found: dict) -> dict:
 
 
 @contextmanager
-def warm_assistant(profile: Profile) -> Iterator[tuple[Assistant, engine.Engine]]:
-    """An assistant over the demo's index and its engine, models and embeddings loaded."""
+def warm_assistant(profile: Profile, data: Path = DATA) -> Iterator[tuple[Assistant, engine.Engine]]:
+    """An assistant over an index of its own of `data`/collection, and its engine; all models are loaded."""
+    folder, embedder = profile.home / f"index-{data.name}", Embedder(profile.embedding_path)
+    with Index.create(folder, embedder, profile.chunk_size, profile.chunk_overlap) as made:
+        made.ingest([data / "collection"])
     with engine.running(profile) as server:
         models = [chat_model(profile, role, server.url) for role in ("primary", "reasoner")]
-        assistant = Assistant(profile, *models, Retriever(Index.open(profile.index, Embedder(profile.embedding_path))))
+        assistant = Assistant(profile, *models, Retriever(Index.open(folder, embedder)))
         _warm(assistant)
         assistant.retriever.search("warm", 1)
         yield assistant, server
@@ -195,7 +211,7 @@ def _warm(assistant: Assistant) -> None:
 
 def _answering() -> str:
     """A sum over the modules that answer, prompts among them: rows of another state of them are not mixed in."""
-    modules = (reasoner, agent, retriever, llm)
+    modules = (reasoner, agent, retriever, index, llm)
     return hashlib.sha256(b"".join(Path(module.__file__).read_bytes() for module in modules)).hexdigest()[:12]
 
 

@@ -114,13 +114,15 @@ class RagTool(Tool):
     def _read_on(self, verdict: Verdict, hits: list[Hit]) -> tuple[Verdict, list[Hit]]:
         """The verdict after reading about what its answer names, as long as that leads on; and all that was read."""
         about = getattr(self.retriever, "about", None) if self.reasoner.stand_in else None
+        given = {verdict.answer}
         while about and verdict.sufficient and (found := about(verdict.answer, self.question, max(1, self.k // 3))):
             self.on_event("read", {"hits": found})
             hits = [*hits, *self._unread(found)]
             further = self.reasoner.further(self.question, verdict, found)
-            if further is verdict:
+            if further.answer in given:
                 break
             verdict = further
+            given.add(verdict.answer)
         return verdict, hits
 
     def _unread(self, hits: list[Hit]) -> list[Hit]:
@@ -153,6 +155,8 @@ class RagAgent(ToolCallingAgent):
         for call in chat_message.tool_calls:
             if call.function.name == self.tool.name and self.tool.question and not self.tool.steps:
                 call.function.arguments = {"question": self.tool.question}
+            elif call.function.name == "final_answer" and self.tool.verdict:
+                call.function.arguments = {"answer": NOT_FOUND}  # or a follow-up would find the invention in its memory
         for output in super().process_tool_calls(chat_message, memory_step):
             if isinstance(output, ToolOutput) and self.tool.verdict:
                 if self.tool.verdict.sufficient:

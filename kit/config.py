@@ -138,10 +138,14 @@ def load_profile(choice: str | None = None) -> Profile:
 
 
 def remember_profile(profile: Profile, choice: str | None) -> None:
-    """Make `profile` the one that later commands use when nothing else is asked for."""
-    choice, record = choice or os.environ.get("KIT_PROFILE", ""), profile.home / "profile"
+    """Make `profile` the one that later commands use when nothing else is asked for.
+
+    `choice` is what `--profile` named. Without it a profile is kept only where none is: `KIT_PROFILE` is for a while.
+    """
+    record = profile.home / "profile"
     if not choice and record.is_file():
-        return  # it is what has chosen this profile
+        return
+    choice = choice or os.environ.get("KIT_PROFILE", "")
     profile.home.mkdir(parents=True, exist_ok=True)
     record.write_text(str(expanded(choice).absolute()) if choice.endswith(".toml") else profile.name)
 

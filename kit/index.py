@@ -8,6 +8,8 @@ import re
 import sqlite3
 import threading
 import time
+import unicodedata
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from itertools import accumulate
@@ -22,8 +24,11 @@ if TYPE_CHECKING:
 
 COLLECTION = "chunks"
 FORMAT = 2  # raised whenever what is embedded or how it is kept changes
+THOROUGH = 400  # candidates that HNSW keeps while it searches; with Chroma's 100 a small index misses some, now and then
 LONGEST_QUERY = 64  # words that `match` looks for
 SHORTEST_NAME, LONGEST_NAME = 4, 8  # characters, words; shorter names are also common words ("It")
+NAMESAKES = 3  # sources of one name; a name that more have (overview.md, index.html) leads to none of them
+HEADED = 1_000  # chunks beneath titles that begin with a name; in a large index many begin with "The"
 MATCHES = 10_000  # chunks that BM25 scores for a query, in some 15 ms; all of 100,000 would take 120
 
 
@@ -136,17 +141,15 @@ class Index:
         """Chunks in the index."""
         return self._collection.count()
 
-    def search(self, query: str, k: int, ids: list[str] | None = None) -> list[Row]:
-        """The `k` nearest chunks, of those with `ids` if given, best first; the score is the cosine similarity."""
+    def search(self, query: str, k: int) -> list[Row]:
+        """The `k` nearest chunks, best first; the score is the cosine similarity."""
         found = self._collection.query(
             query_embeddings=self.embed([query], is_query=True),
-            ids=ids,
             n_results=k,
             include=["documents", "metadatas", "distances"],
         )
         ids, metadatas, distances, texts = (found[name][0] for name in ("ids", "metadatas", "distances", "documents"))
-        rows = _rows(ids, metadatas, [min(1.0, 1.0 - distance) for distance in distances], texts)
-        return sorted(rows, key=lambda row: (-row[3], row[0]))  # ties always in the same order
+        return _nearest_first(_rows(ids, metadatas, [min(1.0, 1.0 - distance) for distance in distances], texts))
 
     def match(self, query: str, n: int) -> list[str]:
         """Ids of the `n` chunks that share the most telling words with `query`, best first.
@@ -155,7 +158,7 @@ class Index:
         (https://www.sqlite.org/fts5.html); a chunk that shares no word is not among them. The rarest words count,
         as many as `MATCHES` chunks have: all of them in a small index, in a large one not those that are everywhere.
         """
-        words = list(dict.fromkeys(re.findall(r"\w+", query)))[:LONGEST_QUERY]
+        words = list(dict.fromkeys(_split(query)))[:LONGEST_QUERY]
         if not words:
             return []
         found = (
@@ -164,23 +167,33 @@ class Index:
         with closing(self._manifest()) as db:
             return [id for (id,) in db.execute(found, (" OR ".join(_rarest(db, words)), n))]
 
-    def named(self, text: str, query: str, k: int, known: str = "") -> list[Row]:
+    def named(self, text: str, query: str, k: int, known: str = "", apart: str = "") -> list[Row]:
         """Of the sources whose name stands in `text`, with its capitals, the `k` chunks nearest to `query`.
 
         The name of a file is what `corpus.title` makes of it; what stands in brackets behind a name is no part of it.
-        Names that stand in `known` do not count.
+        Names that stand in `known` do not count, nor the source `apart`, nor names that many sources have.
         """
         names = {name for name in _names(text) if f" {name} " not in f" {_bare(known)} "}
-        if not names:
+        headings = self._headings(names)
+        if not headings:
             return []
-        headed = " OR ".join(f'^"{name}"' for name in sorted(names))  # a chunk is searched beneath its source's name
+        found = self._collection.get(ids=list(headings), include=["embeddings", "documents", "metadatas"])
+        vectors, (wanted,) = found["embeddings"], self.embed([query], is_query=True)  # all of length 1
+        scores = [min(1.0, float(vector @ wanted)) for vector in vectors]
+        rows = _rows(found["ids"], found["metadatas"], scores, found["documents"])
+        sources = defaultdict(set)
+        for id, source, *_ in rows:
+            sources[headings[id]].add(source)
+        telling = [row for row in rows if row[1] != apart and len(sources[headings[row[0]]]) <= NAMESAKES]
+        return _nearest_first(telling)[:k]
+
+    def _headings(self, names: set[str]) -> dict[str, str]:
+        """Ids of the chunks beneath one of `names`, and beneath which."""
         found = "select id, text from words join chunks on chunks.number = words.rowid where words match ? limit ?"
-        with closing(self._manifest()) as db:
-            rows = db.execute(found, (headed, MATCHES)).fetchall()
-        ids = [id for id, chunk in rows if _bare(chunk.partition("\n")[0]) in names]
-        if ids:  # Chroma fails for one that it does not hold, as after an ingest that was killed
-            ids = self._collection.get(ids=ids, include=[])["ids"]
-        return self.search(query, min(k, len(ids)), ids) if ids else []
+        with closing(self._manifest()) as db:  # where a chunk stands beneath its source's name
+            rows = [row for name in sorted(names) for row in db.execute(found, (f'^"{name}"', HEADED))]
+        headings = {id: _bare(chunk.partition("\n")[0]) for id, chunk in rows}
+        return {id: heading for id, heading in headings.items() if heading in names}
 
     def get(self, ids: list[str]) -> list[Row]:
         """The chunks with these ids, in any order, as `search` returns them; the score is 0."""
@@ -244,7 +257,7 @@ def _connect(folder: Path, settings: dict):
     from chromadb.config import Settings
 
     client = chromadb.PersistentClient(str(folder), settings=Settings(anonymized_telemetry=False))
-    cosine = {"hnsw": {"space": "cosine"}}
+    cosine = {"hnsw": {"space": "cosine", "ef_search": THOROUGH}}
     return client, client.get_or_create_collection(
         COLLECTION, embedding_function=None, configuration=cosine, metadata=settings
     )
@@ -253,6 +266,15 @@ def _connect(folder: Path, settings: dict):
 def _rows(ids, metadatas, scores, texts) -> list[Row]:
     columns = zip(ids, metadatas, scores, texts, strict=True)
     return [(i, m["source"], m.get("page"), score, text, m["start"]) for i, m, score, text in columns]
+
+
+def _nearest_first(rows: list[Row]) -> list[Row]:
+    return sorted(rows, key=lambda row: (-row[3], row[0]))  # ties always in the same order
+
+
+def _split(text: str) -> list[str]:
+    """The words of `text`. FTS5 takes a letter and its accent for one sign, as here, in whatever form they came."""
+    return re.findall(r"\w+", unicodedata.normalize("NFC", text))
 
 
 def _rarest(db: sqlite3.Connection, words: list[str]) -> list[str]:
@@ -265,17 +287,24 @@ def _rarest(db: sqlite3.Connection, words: list[str]) -> list[str]:
 
 
 def _names(text: str) -> set[str]:
-    """What in `text` may be a name: runs of words that begin and end with a capital, as `_bare` writes them."""
-    words = [(word, word[0].isupper()) for word in re.findall(r"\w+", text)]
-    starts = [place for place, (_, capital) in enumerate(words) if capital]
-    runs = [words[start : start + length] for start in starts for length in range(1, LONGEST_NAME + 1)]
-    names = {" ".join(word for word, _ in run).casefold() for run in runs if run[-1][1]}
+    """What in `text` may be a name, as `_bare` writes it: "Toy Story 3", "The Remains of the Day", "McDonald's".
+
+    These are runs of words with a capital among them, each end of which has a capital or is a number.
+    """
+    words = _split(text)
+    ends = [word[0].isupper() or word[0].isdigit() for word in words]
+    names = set()
+    for start in (place for place, end in enumerate(ends) if end):
+        for stop in range(start, min(start + LONGEST_NAME, len(words))):
+            run = words[start : stop + 1]
+            if (ends[stop] or run[-1] == "s") and any(word[0].isupper() for word in run):
+                names.add(" ".join(run).lower())
     return {name for name in names if len(name) >= SHORTEST_NAME}
 
 
 def _bare(heading: str) -> str:
     """The words of a source's heading in small letters, without what stands in brackets at its end."""
-    return " ".join(re.findall(r"\w+", re.sub(r"\s*\([^()]*\)$", "", heading))).casefold()
+    return " ".join(_split(re.sub(r"\s*\([^()]*\)$", "", heading))).lower()  # as FTS5 does, which keeps an ß
 
 
 def _no_index(folder: Path) -> str:

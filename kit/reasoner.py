@@ -128,7 +128,8 @@ class Reasoner:
         """
         answer = self._answer(prompt(question, hits, verdict.citations, PLAIN), "")
         led = [f"{note.source}: {note.quote}" for note in verdict.citations]
-        known = find_quote(answer, verdict.answer) or any(find_quote(line, answer) for line in led)
+        told = [(answer, verdict.answer), *((line, answer) for line in led)]
+        known = any(find_quote(text, quote, whole=True) for text, quote in told)
         quoted = [] if known or _declines(answer) else _itself(answer, question, hits)
         if not quoted:
             return verdict
@@ -201,7 +202,7 @@ class Reasoner:
         if not (search or quoted):
             quoted = _told(quotes, question, hits) if itself or _numbers(answer) else []
             if self.stand_in and answer and not quoted:
-                quoted = _nearest(quotes or [answer], hits)
+                quoted = _nearest(quotes or [answer], question, hits)
         citations, dropped = quoted or ([] if search else itself), len(quotes) - len(quoted)
         sufficient = bool(answer and citations and not search)
         return Verdict(
@@ -261,26 +262,40 @@ def _named(place: Hit | Citation) -> str:
     return " ".join(cite(place.source, place.page).split())
 
 
-def find_quote(text: str, quote: str) -> str:
+def find_quote(text: str, quote: str, whole: bool = False) -> str:
     """The passage's own words where `quote` stands in `text` word for word, "" where it does not.
 
     White space, capitals and the marks around a quote do not count: text from a PDF breaks its lines
     anywhere, and a model that quotes starts a sentence with a capital and ends it with a full stop.
+    `whole` is for a quote of a word or two: "Rome" does not begin inside "from Europe", nor 1,200 in 11,200.
     """
     text = unicodedata.normalize("NFKC", text)
     signs = [(place, small) for place, sign in enumerate(text) for small in sign.casefold() if not small.isspace()]
     wanted = "".join(unicodedata.normalize("NFKC", quote).casefold().split()).strip(MARKS)
-    start = "".join(small for _, small in signs).find(wanted) if wanted else -1
-    return " ".join(text[signs[start][0] : signs[start + len(wanted) - 1][0] + 1].split()) if start >= 0 else ""
+    for found in re.finditer(f"(?={re.escape(wanted)})", "".join(small for _, small in signs)) if wanted else ():
+        first, last = signs[found.start()][0], signs[found.start() + len(wanted) - 1][0]
+        if not (whole and _torn(text, first, last)):
+            return " ".join(text[first : last + 1].split())
+    return ""
+
+
+def _torn(text: str, first: int, last: int) -> bool:
+    """Whether the piece from `first` to `last` begins inside a word of `text`, or ends inside a number.
+
+    Where a word begins cannot be seen in scripts without capitals, such as Chinese.
+    """
+    begin, end = text[first - 1 : first + 1] if first else "", text[last : last + 2]
+    letters = all(sign.lower() != sign.upper() for sign in begin)
+    return (len(begin) == 2 and (letters or begin.isdigit())) or (len(end) == 2 and end.isdigit())
 
 
 def _citation(quote: str, hits: Sequence[Hit], line: bool = False) -> Citation | None:
-    """The first page on which `quote` stands, with its words there, or with the whole line that holds them."""
+    """The first page on which `quote` stands, with its words there, or, of an answer, with the `line` that holds it."""
     for page in pages(hits):
         text = joined(page)
-        if words := find_quote(text, quote):
+        if words := find_quote(text, quote, whole=line):
             if line:
-                words = next((row.strip() for row in text.splitlines() if find_quote(row, quote)), words)
+                words = next((row.strip() for row in text.splitlines() if find_quote(row, quote, whole=True)), words)
             return Citation(page[0].id, page[0].source, page[0].page, words)
     return None
 
@@ -303,10 +318,15 @@ def _told(quotes: Sequence[str], question: str, hits: Sequence[Hit]) -> list[Cit
     return [meant for quote in quotes if (meant := _meant(quote, stated))]
 
 
-def _nearest(quotes: Sequence[str], hits: Sequence[Hit]) -> list[Citation]:
-    """For each quote the statement of the passages, with its source's name, that has the most of its words."""
+def _nearest(quotes: Sequence[str], question: str, hits: Sequence[Hit]) -> list[Citation]:
+    """For each quote the statement of the passages, with its source's name, that has the most of its words.
+
+    Where none has any ("Yes" is in no passage), that which has the most of the question's.
+    """
     stated = _stated(hits)
-    return [max(stated, key=lambda pair: len(_words(quote) & pair[1]))[0] for quote in quotes if stated]
+    every = set().union(*(words for _, words in stated))
+    wanted = [_words(quote) & every or _words(question) for quote in quotes]
+    return [max(stated, key=lambda pair: len(words & pair[1]))[0] for words in wanted if stated]
 
 
 def _stated(hits: Sequence[Hit]) -> list[tuple[Citation, set[str]]]:

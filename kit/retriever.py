@@ -68,17 +68,16 @@ class Retriever:
         if not hits or not part:
             return hits
         best = [hit for hit in hits if hit.source == hits[0].source][:part]
-        found = self._named("\n".join([query, *(hit.text for hit in best)]), query, k)
-        named = [hit for hit in found if hit.source != hits[0].source][:part]
+        named = self._named("\n".join([query, *(hit.text for hit in best)]), query, part, apart=hits[0].source)
         return _once([*best, *named, *hits])[: 2 * part] if named else hits
 
     def about(self, answer: str, query: str, k: int) -> list[Hit]:
         """The `k` passages nearest to `query` of the documents that `answer` names and `query` does not."""
         return _once(self._named(answer, query, k, known=query))
 
-    def _named(self, text: str, query: str, k: int, known: str = "") -> list[Hit]:
+    def _named(self, text: str, query: str, k: int, **but: str) -> list[Hit]:
         started = time.perf_counter()
-        hits = _alike(self.index.named(text, query, k, known))
+        hits = _alike(self.index.named(text, query, k, **but))
         self.seconds += time.perf_counter() - started
         return hits
 
@@ -148,18 +147,24 @@ def pages(hits: Iterable[Hit]) -> list[list[Hit]]:
 
 
 def joined(hits: Iterable[Hit]) -> str:
-    """The text of passages of one page; neighbours become one text again, an ellipsis stands for what lies between."""
-    text, end = "", 0
+    """The text of passages of one page; neighbours become one text again, an ellipsis stands for what lies between.
+
+    Rows of a .jsonl file may share a title, and so a page. Each passage follows the one that it continues.
+    """
+    runs: list[tuple[str, int]] = []  # a text, and where it ends on the page
     for hit in sorted(hits, key=lambda hit: hit.start):
-        shared = end - hit.start
-        if not text:
-            text = hit.text
-        elif 0 <= shared < len(hit.text) and text.endswith(hit.text[:shared]):
-            text += hit.text[shared:]
-        else:  # the splitter takes off white space, so a gap of two characters is nothing but that
-            text += ("\n" if -2 <= shared < 0 else "\n…\n") + hit.text
         end = hit.start + len(hit.text)
-    return text
+        for n, (text, ended) in enumerate(runs):
+            shared = ended - hit.start
+            if 0 <= shared < len(hit.text) and text.endswith(hit.text[:shared]):
+                runs[n] = (text + hit.text[shared:], end)
+                break
+            if -2 <= shared < 0:  # the splitter takes off white space, so such a gap is nothing but that
+                runs[n] = (f"{text}\n{hit.text}", end)
+                break
+        else:
+            runs.append((hit.text, end))
+    return "\n…\n".join(text for text, _ in runs)
 
 
 def cite(source: str, page: int | None) -> str:

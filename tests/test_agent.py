@@ -91,6 +91,25 @@ def test_what_an_answer_names_is_read(question, sights, answer, read):
     assert all(quotes[source["source"]] == source["quote"] for source in found.sources) and found.sources
 
 
+def test_answers_that_lead_back_to_each_other_end_the_reading():
+    it = assistant([call("Where?")], [], [])
+    it.tool.retriever = Knowing([hit("b", "The chair is Ada Lind.", "minutes.pdf")])
+    it.reasoner.further = lambda question, verdict, hits: replace(
+        verdict, answer="Turku" if verdict.answer == "Ada Lind" else "Ada Lind"
+    )
+    it.reasoner.model.sights = ["Ada Lind"]
+    assert it.ask("Where was its chair born?").answer == "Turku"
+
+
+def test_an_invented_answer_is_no_part_of_the_conversation():
+    reply = {"action": "final_answer", "input": {"answer": "Paris"}}
+    bye = {"action": "final_answer", "input": {"answer": "Good bye"}}
+    it = assistant([call("capital"), reply, bye], ["", missing("France")], [RENT])
+    assert it.ask("What is the capital of France?", follow_up=True).answer == NOT_FOUND
+    assert it.ask("Good bye!", follow_up=True).answer == "Good bye"
+    assert "Paris" not in str(it.primary.asked[-1]) and NOT_FOUND in str(it.primary.asked[-1])
+
+
 def test_a_reasoning_model_is_left_to_read_the_whole_chain():
     it = assistant([call("Born?")], ["", found("Ada Lind", "The chair is Ada Lind")], [])
     it.reasoner.stand_in, it.tool.retriever = False, Knowing([hit("b", "The chair is Ada Lind.", "minutes.pdf")])

@@ -65,6 +65,14 @@ def test_a_file_that_the_environment_names_is_remembered_as_a_file(monkeypatch, 
     assert load_profile().name == "mine"
 
 
+def test_the_environment_chooses_for_a_while_and_changes_no_default(monkeypatch):
+    remember_profile(load_profile("gpu"), "gpu")
+    monkeypatch.setenv("KIT_PROFILE", "ci")
+    remember_profile(load_profile(), None)
+    monkeypatch.delenv("KIT_PROFILE")
+    assert load_profile().name == "gpu"
+
+
 def test_a_token_that_no_header_carries_is_refused(monkeypatch):
     monkeypatch.setenv("KIT_TOKEN", "one, schlüssel")
     with pytest.raises(KitError, match="KIT_TOKEN"):

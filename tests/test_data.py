@@ -209,3 +209,36 @@ def test_no_document_of_the_second_collection_is_trained_on_and_tested():
     for row in rows:
         said = " ".join(e["text"] + " " + e["source"].replace("-", " ") for e in row.get("evidence", [])).casefold()
         assert row["type"] in ("numeric", "unanswerable") or row["answer"].casefold() in said
+
+
+GENERAL = [json.loads(line) for line in (DATA / "general/questions.jsonl").read_text(encoding="utf-8").splitlines()]
+PASSAGES = [
+    json.loads(line) for line in (DATA / "general/collection/passages.jsonl").read_text(encoding="utf-8").splitlines()
+]
+BY_TITLE = {row["title"]: " ".join(row["text"].split()) for row in PASSAGES}
+
+
+def test_the_general_questions_are_as_many_as_is_said():
+    assert len(BY_TITLE) == len(PASSAGES) == 252 and len({row["id"] for row in GENERAL}) == len(GENERAL)
+    kinds = {"multi": 20, "comparison": 8, "single": 7, "unanswerable": 5}
+    wanted = {("dev", kind): n for kind, n in kinds.items()} | {("test", kind): 2 * n for kind, n in kinds.items()}
+    assert Counter((row["split"], row["type"]) for row in GENERAL) == wanted
+
+
+@pytest.mark.parametrize("row", GENERAL, ids=by_id)
+def test_a_general_question_is_answered_where_it_says(row):
+    assert row["answerable"] == bool(row["sources"]) == bool(row["answer"]) == (row["type"] != "unanswerable")
+    assert [piece["source"] for piece in row["evidence"]] == [place["source"] for place in row["sources"]]
+    for piece in row["evidence"]:
+        assert " ".join(piece["text"].split()) in BY_TITLE[piece["source"]]
+    if row["type"] in ("multi", "single"):
+        *before, last = row["sources"]
+        stated = [
+            any(re.search(rf"\b{re.escape(said)}\b", BY_TITLE[place["source"]], re.I) for said in named(row))
+            for place in [*before, last]
+        ]
+        assert stated[-1] and not any(stated[:-1]), "the answer stands in the last passage alone"
+
+
+def named(row):
+    return [row["answer"], *row["aliases"]]

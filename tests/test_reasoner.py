@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import pytest
 from fakes import FakeChat, found, hit, missing
 
 from kit.reasoner import (
@@ -267,6 +268,38 @@ def test_line_breaks_do_not_break_a_quote_and_the_passages_own_words_are_given()
     assert find_quote("The rent", " ") == ""
     assert find_quote("… until then, a diver cut it.", '"A diver cut it. "') == "a diver cut it"
     assert find_quote("Straße 5", "STRASSE 5") == "Straße 5"
+
+
+@pytest.mark.parametrize(
+    ("text", "quote", "found"),
+    [
+        ("She came from Europe.", "Rome", ""),
+        ("She came from Europe to Rome.", "Rome", "Rome"),
+        ("A woman, a climate", "Oman", ""),
+        ("It was in Germany.", "German", "German"),
+        ("It cost 11,200 euros.", "1,200", ""),
+        ("It cost 1,200 euros.", "1,20", ""),
+        ("It cost EUR1,200.", "1,200", "1,200"),
+        ("她住在北京市。", "北京市", "北京市"),
+        ("Rome", "Rome", "Rome"),
+    ],
+)
+def test_a_short_answer_does_not_stand_inside_another_word(text, quote, found):
+    assert find_quote(text, quote, whole=True) == found
+    assert find_quote(text, quote), "where many words are quoted the first may be a part"
+
+
+def test_an_answer_inside_another_word_does_not_support_itself():
+    hits = [hit("a", "She came from Europe."), hit("b", "Rome is old.", "b.txt")]
+    assert glance("Yes", "Rome", hits=hits)[0].citations[0].source == "b.txt"
+    assert not judge("", found("Rome", "in no passage"), hits=hits[:1])[0].sufficient
+
+
+def test_yes_is_cited_by_what_is_nearest_to_the_question():
+    hits = [hit("a", "Short.\nMuch is said of the board. The harbour hall has a board of its own.")]
+    model = FakeChat("", "Yes", {"words": []})
+    verdict = Reasoner(model, 40, 60, stand_in=True).judge("Has the harbour hall a board?", hits)
+    assert [c.quote for c in verdict.citations] == ["The harbour hall has a board of its own."]
 
 
 def test_an_insufficient_verdict_has_a_better_query_and_no_answer():

@@ -7,7 +7,7 @@ from conftest import write_pdf
 
 from kit.config import KitError
 from kit.index import Index
-from kit.retriever import Hit, Retriever
+from kit.retriever import Hit, Retriever, joined
 
 
 @pytest.fixture
@@ -108,6 +108,59 @@ def test_a_document_that_the_question_names_is_read(linked):
     query = "Do owls hunt at night, and what of Ada Finch-Moor?"
     assert linked.search(query, 9)[0].source.startswith("Note")
     assert linked.follow(query, 9)[1].source == "Ada Finch-Moor (writer)"
+
+
+def indexed(tmp_path, embedder, rows: list[tuple[str, str]]) -> Retriever:
+    lines = [json.dumps({"title": title, "text": text}) for title, text in rows]
+    (tmp_path / "more.jsonl").write_text("\n".join(lines))
+    index = Index.create(tmp_path / "more", embedder, 60, 20)
+    index.ingest([tmp_path / "more.jsonl"])
+    return Retriever(index)
+
+
+def test_a_long_document_does_not_crowd_out_the_one_that_it_names(tmp_path, embedder):
+    novel = " ".join(f"The Grey Owl is a novel by Ada Finch, chapter {n}, the novel." for n in range(20))
+    it = indexed(tmp_path, embedder, [("The Grey Owl", novel), ("Ada Finch", "She was born on a farm.")])
+    found = it.follow("Where was the author of The Grey Owl born, a novel?", 6)
+    assert [hit.source for hit in found].count("Ada Finch") == 1 and found[0].source == "The Grey Owl"
+
+
+@pytest.mark.parametrize(
+    ("title", "text"),
+    [
+        ("Apollo 13", "He flew on Apollo 13."),
+        ("2010 World Cup", "They played in the 2010 World Cup."),
+        ("McDonald’s", "They ate at McDonald's."),
+        ("Große Straße", "They met in the Große Straße."),
+        ("Mu\u0308ller Hall", "It is M\u00fcller Hall."),
+        ("M\u00fcller Hall", "It is Mu\u0308ller Hall."),
+    ],
+)
+def test_names_are_found_with_numbers_accents_and_apostrophes(tmp_path, embedder, title, text):
+    it = indexed(tmp_path, embedder, [(title, "It was long ago.")])
+    assert [hit.source for hit in it.about(text, "When?", 3)] == [title]
+    assert it.about("In 13, in 2010, at straße 5", "When?", 3) == []
+
+
+def test_a_name_that_many_files_have_leads_to_none_of_them(tmp_path, embedder):
+    for n in range(4):
+        (tmp_path / f"{n}").mkdir()
+        (tmp_path / f"{n}" / "overview.md").write_text(f"Part {n} of it.")
+        with Index.create(tmp_path / "index", embedder, 200, 20) as index:
+            index.ingest([tmp_path])
+            found = Retriever(index).about("An Overview is given.", "What is it?", 9)
+        assert len(found) == (n + 1 if n < 3 else 0)
+
+
+def test_an_accent_may_be_written_as_a_letter_of_its_own(tmp_path, embedder):
+    it = indexed(tmp_path, embedder, [("Hall", "Herr Mu\u0308ller built it.")])
+    assert it.index.match("M\u00fcller", 3) == it.index.match("Mu\u0308ller", 3) != []
+
+
+def test_rows_of_one_title_are_not_shuffled(tmp_path, embedder):
+    texts = [" ".join(f"{who} did this on day {n}." for n in range(9)) for who in ("Ada", "Bo")]
+    it = indexed(tmp_path, embedder, [("Log", text) for text in texts])
+    assert joined(it.passages([{"source": "Log"}])) in ("\n…\n".join(texts), "\n…\n".join(texts[::-1]))
 
 
 def test_an_answer_may_name_a_document(linked):
