@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 COLLECTION = "chunks"
 FORMAT = 2  # raised whenever what is embedded or how it is kept changes
-THOROUGH = 400  # candidates that HNSW keeps while it searches; with Chroma's 100 a small index misses some, now and then
+THOROUGH = 400  # candidates that HNSW keeps while it searches; with Chroma's 100 even a small index misses some
 LONGEST_QUERY = 64  # words that `match` looks for
 SHORTEST_NAME, LONGEST_NAME = 4, 8  # characters, words; shorter names are also common words ("It")
 NAMESAKES = 3  # sources of one name; a name that more have (overview.md, index.html) leads to none of them

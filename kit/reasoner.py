@@ -1,9 +1,10 @@
 """The reasoner: passages and a question in, a `Verdict` out. It owns its prompt and keeps no state.
 
-A stand-in is first asked without a thought: do the passages hold the answer, and what is it? A small model
-that thinks talks itself out of what stands there plainly, and into what does not. Where it doubts, other words
-are searched for; where it answers, that is the answer; between the two it thinks. Where the answer names
-another document, it reads on there: small models stop at the first link of a chain.
+A stand-in is first asked without a thought, as in plain RAG: a small model that thinks talks itself out of what
+stands there plainly. Where it answers, and answers the same once more, that is the answer, unless it only chooses
+between things that the question names: it takes the first one, and thoughts set them side by side. Where it does not
+answer, it is asked whether the passages hold one: if hardly, other words are searched for, else it thinks. Where the
+answer names another document, it reads on there: small models stop at the first link of a chain.
 
 A judgement has three parts over one prefix. The model thinks freely within a budget; it goes on, in
 the same turn, to its answer; then it is asked for a verdict that a JSON schema holds: the words of
@@ -32,6 +33,7 @@ CHECK = "Is the answer to the question in the passages, or can it be worked out 
 THINK = "Think briefly: which sentences of the passages state what the question asks for, and what do they say?"
 WORK_OUT = " If a number has to be worked out from them, write down the calculation."
 ANSWER = 'The answer in a few words: "'  # how the model's own turn goes on; an open quote keeps it from a sentence
+SHORTER = "Only the name or number, without a sentence."
 VERDICT = (
     "Now check it against the passages. As JSON, words: the words of the passages that state it, copied exactly from "
     "them; or, where they do not state it, search: what to search for instead. For example, where two rents are asked "
@@ -97,13 +99,20 @@ class Reasoner:
     def glance(self, question: str, hits: Sequence[Hit], notes: Sequence[Citation] = ()) -> Verdict | None:
         """The verdict of a stand-in that has not thought: a short answer, or no answer; None where it should think.
 
-        The model is asked whether `hits` hold the answer. Where "yes" is less likely than `SURE`, they do not, and the
-        verdict has other words to search with. (Probabilities as a measure of what a model knows: Kadavath et al.,
-        arXiv 2207.05221.) Of a server that tells none, the word itself counts. Else it is asked for the answer.
-        The passages are then in the engine's cache for `judge`. Raises what `judge` raises.
+        The model is asked plainly, and again with its turn opened. Where the two differ it should think: one of them
+        may come from an order in the passages. Where it declines, it is asked whether `hits` hold the answer: if "yes"
+        is less likely than `SURE`, they do not, and the verdict has other words to search with. (Probabilities as a
+        measure of what a model knows: Kadavath et al., arXiv 2207.05221.) Of a server that tells none, the word itself
+        counts. The passages are then in the engine's cache for `judge`. Raises what `judge` raises.
         """
         if not self.stand_in:
             return None
+        messages = prompt(question, hits, notes, PLAIN)
+        if answer := self._plainly(messages):
+            if _chooses(answer, question) or not _agree(answer, self._answer(messages, "")):
+                return None
+            if verdict := self._sufficient(question, hits, messages, answer):
+                return verdict
         asked = prompt(question, hits, notes, CHECK)
         with self.model.heard_by(None):
             word = self.model.complete(asked, think=self._flag(False), max_tokens=1, likeliest=LIKELIEST)
@@ -111,12 +120,11 @@ class Reasoner:
         if no and yes / (yes + no) < SURE:  # any other word than no is a yes
             asked.append({"role": "assistant", "content": "No."})
             return Verdict("", False, self._other_words(asked, question), "")
-        messages = prompt(question, hits, notes, PLAIN)
         answer = self._answer(messages, "")
-        if not answer or _declines(answer) or (_numbers(answer) and not YEAR.fullmatch(answer)):
-            return None  # a number is often one of several, or to be worked out; a year is only looked up
-        verdict = self._supported(question, hits, messages, "", answer)
-        return verdict if verdict.sufficient else None
+        number = _numbers(answer) and not YEAR.fullmatch(answer)  # often to be worked out; a year is only looked up
+        if not answer or number or _declines(answer) or _chooses(answer, question):
+            return None
+        return self._sufficient(question, hits, messages, answer)
 
     def further(self, question: str, verdict: Verdict, hits: Sequence[Hit]) -> Verdict:
         """`verdict`, or what `hits`, passages of a document that its answer names, say to the question.
@@ -143,7 +151,13 @@ class Reasoner:
         messages = prompt(question, hits, notes, THINK + (WORK_OUT if self.stand_in else ""))
         thinking = self._think(messages)
         answer = self._answer(messages, thinking)
+        if self.stand_in and _repeats(answer, question):
+            answer = self._shorter(messages, thinking, answer)
         return self._supported(question, hits, messages, thinking, answer)
+
+    def _sufficient(self, question: str, hits: Sequence[Hit], messages: list[dict], answer: str) -> Verdict | None:
+        verdict = self._supported(question, hits, messages, "", answer)
+        return verdict if verdict.sufficient else None
 
     def _supported(
         self, question: str, hits: Sequence[Hit], messages: list[dict], thinking: str, answer: str
@@ -173,6 +187,10 @@ class Reasoner:
         reply = self.model.complete(messages, think=self._flag(True), max_tokens=self.thinking_tokens, stop=stop)
         return (reply.thinking or reply.text).strip()
 
+    def _plainly(self, messages: list[dict]) -> str:
+        reply = self.model.complete(messages, think=self._flag(False), max_tokens=RESULT_TOKENS)
+        return "" if _declines(reply.text) else " ".join(reply.text.split())
+
     def _answer(self, messages: list[dict], thinking: str) -> str:
         # The turn is left open, so the model does not start anew but goes on from its thoughts. Servers that close
         # it (OpenAI's own, and vLLM unless told otherwise) let it begin a turn of its own.
@@ -181,6 +199,12 @@ class Reasoner:
         reply = self.model.complete([*messages, opened], think=self._flag(True), max_tokens=RESULT_TOKENS, stop=stop)
         text = (reply.text or reply.thinking).strip().removeprefix(ANSWER).lstrip('"')
         return text.partition('"')[0].rpartition(" = ")[2].strip()  # of a sum that it writes down, the result
+
+    def _shorter(self, messages: list[dict], thinking: str, answer: str) -> str:
+        said = turn(thinking, f'{ANSWER}{answer}"', self._native)
+        asked = [*messages, said, {"role": "user", "content": SHORTER}]
+        short = self.model.complete(asked, think=self._flag(False), max_tokens=RESULT_TOKENS).text.strip(f"{MARKS} \n")
+        return short if short and _words(short) <= _words(answer) else answer
 
     @property
     def _native(self) -> bool:
@@ -224,6 +248,23 @@ def plain_answer(model: ChatModel, question: str, hits: Sequence[Hit], max_token
 
 def _declines(answer: str) -> bool:
     return "not in the documents" in answer.lower()
+
+
+def _chooses(answer: str, question: str) -> bool:
+    """Whether `answer` is yes or no, or adds nothing to the question, as "Ulm Minster" to which of two is taller."""
+    words = _words(answer)
+    return words <= _words(question) or bool(re.match(r"(yes|no)\b", answer, re.IGNORECASE))
+
+
+def _agree(one: str, other: str) -> bool:
+    """Whether one of two answers stands in the other."""
+    return bool(find_quote(one, other, whole=True) or find_quote(other, one, whole=True))
+
+
+def _repeats(answer: str, question: str) -> bool:
+    """Whether `answer` is a sentence, more than half of which are words of the question."""
+    words = _words(answer)
+    return len(words) > 3 and len(words & _words(question)) > len(words) / 2
 
 
 def prompt(question: str, hits: Sequence[Hit], notes: Sequence[Citation], ask: str) -> list[dict]:

@@ -59,8 +59,8 @@ class Retriever:
         """As `search`, unless the best document or the query names other documents of the index.
 
         "The Remains of the Day is a novel by Kazuo Ishiguro" leads to the document of that name, which a question
-        about the novel's author need not resemble. Then fewer passages do, at most two thirds of `k`: those of the
-        best document, those of the named ones, and the next best; of the first two a third of `k` each at most.
+        about the novel's author need not resemble. Then a third of `k` at most is of the best document, a third of the
+        named ones, nearest first, and the rest are the next best.
         (Documents reached by links: Asai et al., arXiv 1911.10470.)
         """
         hits = self.search(query, k)
@@ -69,7 +69,7 @@ class Retriever:
             return hits
         best = [hit for hit in hits if hit.source == hits[0].source][:part]
         named = self._named("\n".join([query, *(hit.text for hit in best)]), query, part, apart=hits[0].source)
-        return _once([*best, *named, *hits])[: 2 * part] if named else hits
+        return _once([*best, *named, *hits])[:k] if named else hits
 
     def about(self, answer: str, query: str, k: int) -> list[Hit]:
         """The `k` passages nearest to `query` of the documents that `answer` names and `query` does not."""

@@ -6,7 +6,7 @@ import re
 import anyio
 
 from kit.llm import ChatModel, Reply, Usage
-from kit.reasoner import PLAIN
+from kit.reasoner import PLAIN, RESULT_TOKENS
 from kit.retriever import Hit
 
 
@@ -14,15 +14,15 @@ class FakeChat(ChatModel):
     """Answers from a queue: strings are text, dicts become JSON, a tuple is several; `asked` keeps every request.
 
     Whether passages state an answer it says with the next of `checks` (a text, or a dict that says how likely the
-    first words are), and yes when there is none; `checked` counts. What it then answers at first sight is the next
-    of `sights`, and nothing when there is none.
+    first words are), and yes when there is none; `checked` counts. Asked plainly by a reasoner it answers the next of
+    `plains`, with its turn opened the next of `sights`; when there is none it declines, and says the same again.
     """
 
-    def __init__(self, *replies, thinks: bool = False, checks=(), sights=()):
+    def __init__(self, *replies, thinks: bool = False, checks=(), sights=(), plains=()):
         super().__init__("fake", max_tokens=100, seconds=5)
-        self.checks, self.sights, self.checked = list(checks), list(sights), 0
+        self.checks, self.sights, self.plains, self.checked = list(checks), list(sights), list(plains), 0
         self.replies = [part for reply in replies for part in (reply if isinstance(reply, tuple) else (reply,))]
-        self.asked, self.thinks = [], thinks
+        self.asked, self.thinks, self.plain = [], thinks, ""
 
     async def _send(self, messages, schema, think, max_tokens, stop, likeliest) -> Reply:
         first = {}
@@ -30,8 +30,11 @@ class FakeChat(ChatModel):
             self.checked += 1
             reply = self.checks.pop(0) if self.checks else "Yes"
             reply, first = ("", reply) if isinstance(reply, dict) else (reply, {reply.split(" ")[0]: 1.0})
+        elif messages[-1]["content"].endswith(PLAIN) and max_tokens == RESULT_TOKENS:
+            reply = self.plains.pop(0) if self.plains else "Not in the documents."
+            self.plain = "" if "Not in" in reply else reply
         elif messages[-1]["role"] == "assistant" and messages[-2]["content"].endswith(PLAIN):
-            reply = self.sights.pop(0) if self.sights else ""
+            reply = self.sights.pop(0) if self.sights else self.plain
         else:
             self.asked.append({"messages": list(messages), "schema": schema, "think": think, "max_tokens": max_tokens})
             reply = self.replies.pop(0)

@@ -8,6 +8,7 @@ from fakes import FakeChat, found, hit, missing
 from kit.reasoner import (
     ANSWER,
     CHECK,
+    SHORTER,
     VERDICT_SCHEMA,
     WORK_OUT,
     Citation,
@@ -57,6 +58,32 @@ def glance(check, sight, *replies, hits=HITS):
     return Reasoner(model, 40, 60, stand_in=True).glance("How much?", hits), model
 
 
+def test_a_plain_answer_is_the_verdict_and_nothing_else_is_asked():
+    for said, source in (("48,000 euros", "lease.pdf"), ("Ada chairs the board.", "minutes.pdf")):
+        model = FakeChat(plains=[said], checks=["No"])
+        verdict = Reasoner(model, 40, 60, stand_in=True).glance("What is said of it?", HITS)
+        assert (verdict.answer, verdict.sufficient, model.checked, model.asked) == (said, True, 0, [])
+        assert verdict.citations[0].source == source
+
+
+def test_two_answers_that_differ_are_thought_about():
+    for plain, opened, same in (
+        ("48,000 euros", "48,000", True),
+        ("Ada chairs", "Ada chairs the board", True),
+        ("Ada chairs", "48,000 euros", False),
+        ("Ada chairs", "", False),
+        ("Ada chairs", "not in the documents", False),
+    ):
+        verdict = Reasoner(FakeChat(plains=[plain], sights=[opened]), 40, 60, stand_in=True).glance("What?", HITS)
+        assert (verdict is not None) == same, opened
+
+
+def test_a_plain_answer_that_stands_nowhere_is_checked():
+    model = FakeChat({"search": "lease"}, {"search": "lease"}, plains=["Bo Lund"], checks=["No"])
+    verdict = Reasoner(model, 40, 60, stand_in=True).glance("Who?", HITS)
+    assert (verdict.sufficient, verdict.better_query, model.checked) == (False, "lease", 1)
+
+
 def test_a_doubt_before_any_thought_is_the_verdict_and_asks_for_other_words():
     for check in ("No", {"Yes": 0.3, " yes": 0.1, " no": 0.5, "The": 0.1}):
         verdict, model = glance(check, "48,000 euros", {"search": "lease"})
@@ -97,6 +124,32 @@ def test_between_a_doubt_and_an_answer_the_model_is_to_think():
     ):
         found_elsewhere = {"search": "elsewhere", "words": []}
         assert glance(check, sight, found_elsewhere)[0] is None, (check, sight)
+
+
+def test_a_choice_between_what_the_question_names_is_thought_about():
+    for said in ("the lease", "Yes", "No, it is not.", "Ada chairs"):
+        for first in ({"plains": [said]}, {"sights": [said]}):
+            model = FakeChat(**first)
+            found = Reasoner(model, 40, 60, stand_in=True).glance("Is it the lease, or what Ada chairs?", HITS)
+            assert found is None and model.asked == [], said
+
+
+@pytest.mark.parametrize(
+    ("answer", "short", "kept"),
+    [
+        ("The lease of Ada was signed first.", "The lease of Ada.", "The lease of Ada"),
+        ("The lease of Ada was signed first.", "Bo Lund", "The lease of Ada was signed first."),
+        ("The lease of Ada was signed first.", "", "The lease of Ada was signed first."),
+        ("Ada chairs the board.", None, "Ada chairs the board."),  # says more than the question
+    ],
+)
+def test_a_stand_in_that_repeats_the_question_is_asked_for_less(answer, short, kept):
+    replies = ["Thoughts.", answer, *([] if short is None else [short]), {"words": ["Ada chairs the board"]}]
+    model = FakeChat(*replies)
+    asked = "Was the lease of Ada or of Bo signed first?"
+    verdict = Reasoner(model, 40, 60, stand_in=True).judge(asked, HITS)
+    assert verdict.answer == kept
+    assert (SHORTER in str(model.asked[-2:])) == (short is not None)
 
 
 def test_a_year_is_not_thought_about_and_other_numbers_are():

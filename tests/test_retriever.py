@@ -100,7 +100,7 @@ def test_documents_are_followed_that_the_best_one_names(linked):
     searched, followed = ([hit.source for hit in way(query, 9)] for way in (linked.search, linked.follow))
     assert "Ada Finch-Moor (writer)" not in searched and searched[0] == "The Grey Owl"
     assert followed[0] == "The Grey Owl" and set(followed[1:3]) == {"Ada Finch-Moor (writer)", "turku.txt"}
-    assert followed[3:] == searched[1:4]  # fewer, for these are the likelier ones
+    assert followed[3:] == searched[1:7]
     assert "It" not in followed  # a common word is no name
 
 
@@ -188,7 +188,7 @@ def test_a_named_chunk_that_chroma_does_not_hold_is_left_out(linked):
     linked.index._collection.delete(ids=[row[0]])  # as where an ingest was killed between the two stores
     assert linked.index.named("Ada Finch-Moor", "owl", 3) == []
     found = linked.follow("The Grey Owl is a novel, first printed where, by whom?", 9)
-    assert [hit.source for hit in found][1] == "turku.txt" and len(found) == 6
+    assert [hit.source for hit in found][1] == "turku.txt" and len(found) == 9
 
 
 def test_names_are_no_search_expressions(linked):
