@@ -188,7 +188,8 @@ class Reasoner:
         return (reply.thinking or reply.text).strip()
 
     def _plainly(self, messages: list[dict]) -> str:
-        reply = self.model.complete(messages, think=self._flag(False), max_tokens=RESULT_TOKENS)
+        with self.model.heard_by(None):  # what is said may not last
+            reply = self.model.complete(messages, think=self._flag(False), max_tokens=RESULT_TOKENS)
         return "" if _declines(reply.text) else " ".join(reply.text.split())
 
     def _answer(self, messages: list[dict], thinking: str) -> str:
