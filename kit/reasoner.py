@@ -107,9 +107,9 @@ class Reasoner:
         """
         if not self.stand_in:
             return None
-        messages = prompt(question, hits, notes, PLAIN)
+        messages, opened = prompt(question, hits, notes, PLAIN), ""
         if answer := self._plainly(messages):
-            if _chooses(answer, question) or not _agree(answer, self._answer(messages, "")):
+            if _chooses(answer, question) or not _agree(answer, opened := self._answer(messages, "")):
                 return None
             if verdict := self._sufficient(question, hits, messages, answer):
                 return verdict
@@ -120,7 +120,7 @@ class Reasoner:
         if no and yes / (yes + no) < SURE:  # any other word than no is a yes
             asked.append({"role": "assistant", "content": "No."})
             return Verdict("", False, self._other_words(asked, question), "")
-        answer = self._answer(messages, "")
+        answer = opened or self._answer(messages, "")
         number = _numbers(answer) and not YEAR.fullmatch(answer)  # often to be worked out; a year is only looked up
         if not answer or number or _declines(answer) or _chooses(answer, question):
             return None

@@ -84,6 +84,12 @@ def test_a_plain_answer_that_stands_nowhere_is_checked():
     assert (verdict.sufficient, verdict.better_query, model.checked) == (False, "lease", 1)
 
 
+def test_no_answer_is_asked_for_twice():
+    model = FakeChat({"search": "lease"}, {"search": "lease"}, plains=["Bo Lund"], sights=["Bo Lund", "Ada chairs"])
+    Reasoner(model, 40, 60, stand_in=True).glance("Who?", HITS)
+    assert model.sights == ["Ada chairs"], "the opened answer was there already"
+
+
 def test_a_doubt_before_any_thought_is_the_verdict_and_asks_for_other_words():
     for check in ("No", {"Yes": 0.3, " yes": 0.1, " no": 0.5, "The": 0.1}):
         verdict, model = glance(check, "48,000 euros", {"search": "lease"})
