@@ -93,23 +93,40 @@ class RagTool(Tool):
         self.question = self.question or question
         self.on_event("search", {"query": question})
         started = time.perf_counter()
-        find = getattr(self.retriever, "follow", self.retriever.search)  # a retriever of one's own need only search
-        hits = self._unread(find(question, self.k))
-        self.on_event("read", {"hits": hits})
-        self.verdict, hits = self._read_on(self._judge(hits), hits)
+        self.verdict, hits = self._read_on(*self._judge(*self._find(question)))
         self.notes += self.verdict.citations
         self.steps.append(_step(question, hits, self.verdict, time.perf_counter() - started))
         self.on_event("verdict", self.steps[-1])
         return _observed(asdict(self.verdict))
 
-    def _judge(self, hits: list[Hit]) -> Verdict:
+    def _find(self, question: str) -> tuple[list[Hit], list[Hit]]:
+        """What this run has not read of the passages for `question`, and before it, what of that to read first."""
+        if not hasattr(self.retriever, "follow"):  # a retriever of one's own need only search
+            return [], self._unread(self.retriever.search(question, self.k))
+        first, hits = self.retriever.follow(question, self.k)
+        hits = self._unread(hits)
+        return [hit for hit in hits if hit in first] if self.reasoner.stand_in else [], hits
+
+    def _judge(self, first: list[Hit], hits: list[Hit]) -> tuple[Verdict, list[Hit]]:
+        """The verdict on `first` where that is enough, else on `hits`; and what it read.
+
+        A small model takes an answer from whatever resembles the question. With two documents before it, there is less.
+        """
+        self.on_event("read", {"hits": first or hits})
         if not hits:
-            return Verdict("", False, "", "Every passage that this search finds was read before.")
+            return Verdict("", False, "", "Every passage that this search finds was read before."), hits
         known = [hit.similarity for hit in hits if hit.similarity is not None]
         if known and max(known) < FAR:
-            return Verdict("", False, "", "No passage has anything to do with it.")  # so nobody need read them
+            return Verdict("", False, "", "No passage has anything to do with it."), hits  # so nobody need read them
+        if first:
+            if (verdict := self._verdict(first, more=True)).sufficient:
+                return verdict, first
+            self.on_event("read", {"hits": [hit for hit in hits if hit not in first]})
+        return self._verdict(hits), hits
+
+    def _verdict(self, hits: list[Hit], more: bool = False) -> Verdict:
         read = (self.question, hits, self.notes)
-        return self.reasoner.glance(*read) or self.reasoner.judge(*read)
+        return self.reasoner.glance(*read, more) or self.reasoner.judge(*read)
 
     def _read_on(self, verdict: Verdict, hits: list[Hit]) -> tuple[Verdict, list[Hit]]:
         """The verdict after reading about what its answer names, as long as that leads on; and all that was read."""

@@ -33,7 +33,7 @@ CHECK = "Is the answer to the question in the passages, or can it be worked out 
 THINK = "Think briefly: which sentences of the passages state what the question asks for, and what do they say?"
 WORK_OUT = " If a number has to be worked out from them, write down the calculation."
 ANSWER = 'The answer in a few words: "'  # how the model's own turn goes on; an open quote keeps it from a sentence
-SHORTER = "Only the name or number, without a sentence."
+SHORTER = "Question: {question}\nAnswer: {answer}\nOnly the answer itself, in one to three words, without a sentence."
 VERDICT = (
     "Now check it against the passages. As JSON, words: the words of the passages that state it, copied exactly from "
     "them; or, where they do not state it, search: what to search for instead. For example, where two rents are asked "
@@ -96,14 +96,17 @@ class Reasoner:
         self.model, self.thinking_tokens, self.answer_tokens = model, thinking_tokens, answer_tokens
         self.stand_in = stand_in
 
-    def glance(self, question: str, hits: Sequence[Hit], notes: Sequence[Citation] = ()) -> Verdict | None:
+    def glance(
+        self, question: str, hits: Sequence[Hit], notes: Sequence[Citation] = (), more: bool = False
+    ) -> Verdict | None:
         """The verdict of a stand-in that has not thought: a short answer, or no answer; None where it should think.
 
         The model is asked plainly, and again with its turn opened. Where the two differ it should think: one of them
-        may come from an order in the passages. Where it declines, it is asked whether `hits` hold the answer: if "yes"
-        is less likely than `SURE`, they do not, and the verdict has other words to search with. (Probabilities as a
-        measure of what a model knows: Kadavath et al., arXiv 2207.05221.) Of a server that tells none, the word itself
-        counts. The passages are then in the engine's cache for `judge`. Raises what `judge` raises.
+        may come from an order in the passages. Where it declines, that is the verdict if there is `more` to read; else
+        it is asked whether `hits` hold the answer: if "yes" is less likely than `SURE`, they do not, and the verdict
+        has other words to search with. (Probabilities as a measure of what a model knows: Kadavath et al., arXiv
+        2207.05221.) Of a server that tells none, the word itself counts. The passages are then in the engine's cache
+        for `judge`. Raises what `judge` raises.
         """
         if not self.stand_in:
             return None
@@ -113,6 +116,8 @@ class Reasoner:
                 return None
             if verdict := self._sufficient(question, hits, messages, answer):
                 return verdict
+        if more:
+            return Verdict("", False, "", "")
         asked = prompt(question, hits, notes, CHECK)
         with self.model.heard_by(None):
             word = self.model.complete(asked, think=self._flag(False), max_tokens=1, likeliest=LIKELIEST)
@@ -152,7 +157,7 @@ class Reasoner:
         thinking = self._think(messages)
         answer = self._answer(messages, thinking)
         if self.stand_in and _repeats(answer, question):
-            answer = self._shorter(messages, thinking, answer)
+            answer = self._shorter(question, answer)
         return self._supported(question, hits, messages, thinking, answer)
 
     def _sufficient(self, question: str, hits: Sequence[Hit], messages: list[dict], answer: str) -> Verdict | None:
@@ -201,10 +206,11 @@ class Reasoner:
         text = (reply.text or reply.thinking).strip().removeprefix(ANSWER).lstrip('"')
         return text.partition('"')[0].rpartition(" = ")[2].strip()  # of a sum that it writes down, the result
 
-    def _shorter(self, messages: list[dict], thinking: str, answer: str) -> str:
-        said = turn(thinking, f'{ANSWER}{answer}"', self._native)
-        asked = [*messages, said, {"role": "user", "content": SHORTER}]
-        short = self.model.complete(asked, think=self._flag(False), max_tokens=RESULT_TOKENS).text.strip(f"{MARKS} \n")
+    def _shorter(self, question: str, answer: str) -> str:
+        asked = [{"role": "user", "content": inert(SHORTER.format(question=question, answer=answer))}]
+        with self.model.heard_by(None):
+            short = self.model.complete(asked, think=self._flag(False), max_tokens=RESULT_TOKENS).text
+        short = short.strip(f"{MARKS} \n")
         return short if short and _words(short) <= _words(answer) else answer
 
     @property
@@ -265,7 +271,8 @@ def _agree(one: str, other: str) -> bool:
 def _repeats(answer: str, question: str) -> bool:
     """Whether `answer` is a sentence, more than half of which are words of the question."""
     words = _words(answer)
-    return len(words) > 3 and len(words & _words(question)) > len(words) / 2
+    named = all(word[0].isupper() for word in re.findall(r"[^\W\d_]+", answer))  # "Grand Coulee Dam" is no sentence
+    return len(words) > 2 and not named and len(words & _words(question)) > len(words) / 2
 
 
 def prompt(question: str, hits: Sequence[Hit], notes: Sequence[Citation], ask: str) -> list[dict]:

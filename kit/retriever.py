@@ -55,21 +55,25 @@ class Retriever:
         self.seconds += time.perf_counter() - started
         return hits
 
-    def follow(self, query: str, k: int) -> list[Hit]:
-        """As `search`, unless the best document or the query names other documents of the index.
+    def follow(self, query: str, k: int) -> tuple[list[Hit], list[Hit]]:
+        """`k` passages, and those of them to read first: of the best document and of one that it or the query names.
 
         "The Remains of the Day is a novel by Kazuo Ishiguro" leads to the document of that name, which a question
-        about the novel's author need not resemble. Then a third of `k` at most is of the best document, a third of the
-        named ones, nearest first, and the rest are the next best.
+        about the novel's author need not resemble. Of documents that are named by their titles the one with the
+        passage nearest to the query is read first; a third of `k` at most is of it, a third of the best document, then
+        come the nearest passages of all that are named, then the next best. Where none is named, none is read first.
         (Documents reached by links: Asai et al., arXiv 1911.10470.)
         """
         hits = self.search(query, k)
         part = k // 3
         if not hits or not part:
-            return hits
+            return [], hits
         best = [hit for hit in hits if hit.source == hits[0].source][:part]
-        named = self._named("\n".join([query, *(hit.text for hit in best)]), query, part, apart=hits[0].source)
-        return _once([*best, *named, *hits])[:k] if named else hits
+        named = self._named("\n".join([query, *(hit.text for hit in best)]), query, k, apart=hits[0].source)
+        if not named:
+            return [], hits
+        first = [*best, *[hit for hit in named if hit.source == named[0].source][:part]]
+        return first, _once([*first, *named[:part], *hits])[:k]
 
     def about(self, answer: str, query: str, k: int) -> list[Hit]:
         """The `k` passages nearest to `query` of the documents that `answer` names and `query` does not."""

@@ -37,18 +37,51 @@ def test_the_better_query_is_tried_and_nothing_is_read_twice():
     assert {s["quote"] for s in answer.sources} == {"The rent is 48,000 euros", "by 5 percent"}
 
 
-def test_the_tool_follows_names_where_its_retriever_can():
-    class Following(FakeRetriever):
-        def follow(self, query, k):
-            return [*self.search(query, k), RISE]
+class Following(FakeRetriever):
+    """Reads the first two of its passages first."""
 
-    read = {}
-    for retriever in (FakeRetriever, Following):
-        it = assistant([call("rent"), "48,000 euros"], ["", found("48,000 euros", "48,000 euros")], [RENT])
-        it.tool.retriever = it.retriever = retriever([RENT])
-        read[retriever] = [row["id"] for row in it.ask("What is the rent?").steps[0]["read"]]
-        assert it.ask("What is the rent?", "rag").steps[0]["read"][1:] == []  # plain RAG reads what the search finds
-    assert read == {FakeRetriever: ["a"], Following: ["a", "b"]}
+    def follow(self, query, k):
+        found = self.search(query, k)
+        return found[:2], found
+
+
+CHAIR = hit("c", "Ada Lind chairs the board.", "board.txt")
+
+
+@pytest.mark.parametrize(
+    ("plains", "replies", "answer", "read"),
+    [
+        (["48,000 euros"], [], "48,000 euros", ["a", "b"]),
+        (["not in the documents", "Ada Lind"], [], "Ada Lind", ["a", "b", "c"]),
+        (["Yes"], ["", "by 5 percent"], "by 5 percent", ["a", "b"]),  # a choice is thought about, over the two
+        (
+            ["Yes", "Ada Lind"],
+            ["", "", {"words": [], "search": "chair"}],
+            "Ada Lind",
+            ["a", "b", "c"],
+        ),
+    ],
+)
+def test_two_documents_are_read_before_the_others(plains, replies, answer, read):
+    it = assistant([call("rent")], replies, [])
+    it.tool.retriever = it.retriever = Following([RENT, RISE, CHAIR])
+    it.reasoner.model.plains = plains
+    seen = []
+    it.tool.on_event = lambda kind, details: kind == "read" and seen.extend(row.id for row in details["hits"])
+    found = it.ask("What is the rent, or who chairs?")
+    assert (found.answer, [row["id"] for row in found.steps[0]["read"]], seen) == (answer, read, read)
+
+
+def test_a_reasoning_model_reads_all_at_once():
+    it = assistant([call("rent")], ["", found("48,000 euros", "48,000 euros")], [])
+    it.reasoner.stand_in, it.tool.retriever = False, Following([RENT, RISE, CHAIR])
+    assert [row["id"] for row in it.ask("What is the rent?").steps[0]["read"]] == ["a", "b", "c"]
+
+
+def test_plain_rag_reads_what_the_search_finds():
+    it = assistant([], [], [])
+    it.retriever, it.primary = Following([RENT, RISE, CHAIR]), FakeChat("48,000")
+    assert [row["id"] for row in it.ask("Rent?", "rag", k=1).steps[0]["read"]] == ["a"]
 
 
 class Knowing(FakeRetriever):

@@ -97,8 +97,10 @@ def linked(tmp_path, embedder):
 
 def test_documents_are_followed_that_the_best_one_names(linked):
     query = "The Grey Owl is a novel, first printed where, by whom?"
-    searched, followed = ([hit.source for hit in way(query, 9)] for way in (linked.search, linked.follow))
+    first, hits = linked.follow(query, 9)
+    searched, followed = ([hit.source for hit in found] for found in (linked.search(query, 9), hits))
     assert "Ada Finch-Moor (writer)" not in searched and searched[0] == "The Grey Owl"
+    assert first == hits[:2]  # of the best document, and of the nearest that it names
     assert followed[0] == "The Grey Owl" and set(followed[1:3]) == {"Ada Finch-Moor (writer)", "turku.txt"}
     assert followed[3:] == searched[1:7]
     assert "It" not in followed  # a common word is no name
@@ -107,7 +109,8 @@ def test_documents_are_followed_that_the_best_one_names(linked):
 def test_a_document_that_the_question_names_is_read(linked):
     query = "Do owls hunt at night, and what of Ada Finch-Moor?"
     assert linked.search(query, 9)[0].source.startswith("Note")
-    assert linked.follow(query, 9)[1].source == "Ada Finch-Moor (writer)"
+    first, hits = linked.follow(query, 9)
+    assert first == hits[:2] and hits[1].source == "Ada Finch-Moor (writer)"
 
 
 def indexed(tmp_path, embedder, rows: list[tuple[str, str]]) -> Retriever:
@@ -121,8 +124,9 @@ def indexed(tmp_path, embedder, rows: list[tuple[str, str]]) -> Retriever:
 def test_a_long_document_does_not_crowd_out_the_one_that_it_names(tmp_path, embedder):
     novel = " ".join(f"The Grey Owl is a novel by Ada Finch, chapter {n}, the novel." for n in range(20))
     it = indexed(tmp_path, embedder, [("The Grey Owl", novel), ("Ada Finch", "She was born on a farm.")])
-    found = it.follow("Where was the author of The Grey Owl born, a novel?", 6)
+    first, found = it.follow("Where was the author of The Grey Owl born, a novel?", 6)
     assert [hit.source for hit in found].count("Ada Finch") == 1 and found[0].source == "The Grey Owl"
+    assert [hit.source for hit in first] == ["The Grey Owl", "The Grey Owl", "Ada Finch"]  # a third of six is two
 
 
 @pytest.mark.parametrize(
@@ -176,18 +180,18 @@ def test_an_answer_may_name_a_document(linked):
 
 def test_nothing_changes_where_no_document_is_named(retriever):
     for query in ("night owl", "a comet"):
-        assert retriever.follow(query, 9) == retriever.search(query, 9)
+        assert retriever.follow(query, 9) == ([], retriever.search(query, 9))
 
 
 def test_two_passages_are_too_few_to_give_up_one(linked):
-    assert linked.follow("The Grey Owl, a novel", 2) == linked.search("The Grey Owl, a novel", 2)
+    assert linked.follow("The Grey Owl, a novel", 2) == ([], linked.search("The Grey Owl, a novel", 2))
 
 
 def test_a_named_chunk_that_chroma_does_not_hold_is_left_out(linked):
     (row,) = linked.index.named("Ada Finch-Moor", "owl", 3)
     linked.index._collection.delete(ids=[row[0]])  # as where an ingest was killed between the two stores
     assert linked.index.named("Ada Finch-Moor", "owl", 3) == []
-    found = linked.follow("The Grey Owl is a novel, first printed where, by whom?", 9)
+    _, found = linked.follow("The Grey Owl is a novel, first printed where, by whom?", 9)
     assert [hit.source for hit in found][1] == "turku.txt" and len(found) == 9
 
 
