@@ -85,6 +85,11 @@ class RagTool(Tool):
         self.steps: list[dict] = []
         self._read: set[str] = set()
 
+    @property
+    def given(self) -> tuple[str, ...]:
+        """The inputs of the next call that are settled: of the first one the question, as it was asked."""
+        return ("question",) if self.question and not self.steps else ()
+
     def forward(self, question: str) -> str:
         """Search with `question`, let the reasoner read what is new, and say what it found."""
         question = question.replace(ALONE, "").strip()  # which a small model may copy
@@ -168,9 +173,10 @@ class RagAgent(ToolCallingAgent):
         """A sufficient verdict is the final answer; without one, `final_answer` cannot invent it.
 
         The first search is for the question as it was asked: a small model that should pass it on often loses half.
+        So it need not write it down again.
         """
         for call in chat_message.tool_calls:
-            if call.function.name == self.tool.name and self.tool.question and not self.tool.steps:
+            if call.function.name == self.tool.name and self.tool.given:
                 call.function.arguments = {"question": self.tool.question}
             elif call.function.name == "final_answer" and self.tool.verdict:
                 call.function.arguments = {"answer": NOT_FOUND}  # or a follow-up would find the invention in its memory

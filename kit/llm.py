@@ -419,13 +419,16 @@ def tool_call_schema(tools: list) -> dict:
     """A JSON schema that only a call of one of `tools` satisfies.
 
     The keys are `action` and `input`, not `name` and `arguments`: a grammar may write them in
-    alphabetical order, and the choice of the tool has to come first.
+    alphabetical order, and the choice of the tool has to come first. Inputs that a tool names in `given`
+    are not asked for: whoever runs it has them.
     """
     calls = []
-    for function in (get_tool_json_schema(tool)["function"] for tool in tools):
+    for tool in tools:
+        function, given = get_tool_json_schema(tool)["function"], getattr(tool, "given", ())
         arguments = function["parameters"] | {"additionalProperties": False}
         # smolagents' own final_answer takes "any", which becomes a string here.
-        arguments["properties"] = {k: {"type": v["type"]} for k, v in arguments["properties"].items()}
+        arguments["properties"] = {k: {"type": v["type"]} for k, v in arguments["properties"].items() if k not in given}
+        arguments["required"] = [name for name in arguments["required"] if name not in given]
         calls.append(
             {
                 "type": "object",

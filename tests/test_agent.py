@@ -177,6 +177,16 @@ def test_the_first_search_and_every_answer_are_for_the_question_as_it_was_asked(
         assert "Question: How much is the rent?" in it.reasoner.model.asked[3]["messages"][-1]["content"]
 
 
+def test_a_question_that_stands_alone_is_not_written_down_again():
+    first = {"action": "rag_with_reasoner", "input": {}}
+    it = assistant([first, call("rise"), call("What is the rent?")], ["", missing("rise")] * 3, [RENT])
+    it.ask("How much is the rent?", max_steps=2)
+    it.ask("And what is it?", follow_up=True, max_steps=1)
+    asked = ["question" in str(call["schema"]) for call in it.primary.asked]
+    assert asked == [False, True, True], "better queries and follow-ups are the model's own words"
+    assert it.retriever.queries == ["How much is the rent?", "rise", "What is the rent?"]
+
+
 def test_plain_answers_from_passages_that_are_handed_over():
     it = assistant(["48,000"], [], [RISE])
     answer = it.ask("Rent?", mode="rag", hits=[RENT])

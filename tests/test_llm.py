@@ -273,6 +273,15 @@ def test_thoughts_in_the_text_are_split_off():
     assert split_thoughts("plain") == ("", "plain")
 
 
+def test_an_input_that_is_given_is_not_asked_for():
+    tool = SearchTool()
+    asked = tool_call_schema([tool])["properties"]["input"]
+    tool.given = tuple(asked["properties"])
+    given = tool_call_schema([tool])["properties"]["input"]
+    assert asked["properties"] and asked["required"] == list(asked["properties"])
+    assert (given["properties"], given["required"], given["additionalProperties"]) == ({}, [], False)
+
+
 def test_a_schema_for_one_tool_has_no_choice():
     assert tool_call_schema([SearchTool()])["properties"]["action"] == {"const": "search"}
 
