@@ -105,7 +105,7 @@ class RagTool(Tool):
         return _observed(asdict(self.verdict))
 
     def _find(self, question: str) -> tuple[list[Hit], list[Hit]]:
-        """What this run has not read of the passages for `question`, and before it, what of that to read first."""
+        """What to read first for `question`, and all passages for it, these among them; none that this run has read."""
         if not hasattr(self.retriever, "follow"):  # a retriever of one's own need only search
             return [], self._unread(self.retriever.search(question, self.k))
         first, hits = self.retriever.follow(question, self.k)

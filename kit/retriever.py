@@ -56,7 +56,7 @@ class Retriever:
         return hits
 
     def follow(self, query: str, k: int) -> tuple[list[Hit], list[Hit]]:
-        """`k` passages, and those of them to read first: of the best document and of one that it or the query names.
+        """What to read first, of the best document and one that it or the query names; and `k` passages with these.
 
         "The Remains of the Day is a novel by Kazuo Ishiguro" leads to the document of that name, which a question
         about the novel's author need not resemble. Of documents that are named by their titles the one with the
