@@ -20,7 +20,7 @@ from smolagents.monitoring import Timing
 
 from kit.config import KitError, Profile
 from kit.llm import ChatModel, Usage
-from kit.reasoner import NOT_FOUND, Citation, Reasoner, Verdict, plain_answer
+from kit.reasoner import NOT_FOUND, SURE_ALONE, Citation, Reasoner, Verdict, find_quote, plain_answer
 from kit.retriever import Hit, Retriever
 
 MODES = ("closed", "rag", "reasoner", "agentic")
@@ -116,6 +116,7 @@ class RagTool(Tool):
         """The verdict on `first` where that is enough, else on `hits`; and what it read.
 
         A small model takes an answer from whatever resembles the question. With two documents before it, there is less.
+        So it is asked once more whether there is an answer, over these two, or over the documents that it cites.
         """
         self.on_event("read", {"hits": first or hits})
         if not hits:
@@ -124,14 +125,31 @@ class RagTool(Tool):
         if known and max(known) < FAR:
             return Verdict("", False, "", "No passage has anything to do with it."), hits  # so nobody need read them
         if first:
-            if (verdict := self._verdict(first, more=True)).sufficient:
+            verdict = self._verdict(first, more=True)
+            if self._sure(verdict, first, more=True).sufficient:
                 return verdict, first
             self.on_event("read", {"hits": [hit for hit in hits if hit not in first]})
-        return self._verdict(hits), hits
+        verdict = self._verdict(hits)
+        return self._sure(verdict, self._cited(verdict, hits), sure=SURE_ALONE), hits
 
     def _verdict(self, hits: list[Hit], more: bool = False) -> Verdict:
         read = (self.question, hits, self.notes)
         return self.reasoner.glance(*read, more) or self.reasoner.judge(*read)
+
+    def _sure(self, verdict: Verdict, hits: list[Hit], **how) -> Verdict:
+        """`verdict`, or, where it has an answer that the reasoner takes `hits` not to hold, one without."""
+        asked = verdict.sufficient and hits  # none where only notes of an earlier search are cited
+        return (asked and self.reasoner.doubt(self.question, hits, self.notes, **how)) or verdict
+
+    def _cited(self, verdict: Verdict, hits: list[Hit]) -> list[Hit]:
+        """What was read of the documents that `verdict` cites, its quotes first, a third of `k` of each at most."""
+        cited = []
+        for source in dict.fromkeys(citation.source for citation in verdict.citations):
+            quotes = [citation.quote for citation in verdict.citations if citation.source == source]
+            own = [hit for hit in hits if hit.source == source]
+            own.sort(key=lambda hit: not any(find_quote(hit.text, quote) for quote in quotes))
+            cited += own[: max(1, self.k // 3)]
+        return cited
 
     def _read_on(self, verdict: Verdict, hits: list[Hit]) -> tuple[Verdict, list[Hit]]:
         """The verdict after reading about what its answer names, as long as that leads on; and all that was read."""

@@ -49,6 +49,7 @@ QUOTES, QUOTE_LENGTH, QUERY_LENGTH = 3, 100, 120  # characters; all of it fits a
 RESULT_TOKENS = 60  # an answer is short
 LIKELIEST = 8  # first tokens of a word whose probabilities are looked at: "Yes", " yes", "YES" are three
 SURE = 0.47  # P(yes) below which the passages are taken not to hold the answer (see benchmarks/README.md)
+SURE_ALONE = 0.35  # the same over nothing but what an answer cites: of fewer passages a yes is less likely
 MARKS = ".…,;:?!()\"'“”‘’"  # around words, and no part of them
 TOLD = 0.7  # share of a quote's words that must be exceeded, where they do not stand in one piece
 YEAR = re.compile(r"1\d{3}|20\d\d")
@@ -102,11 +103,8 @@ class Reasoner:
         """The verdict of a stand-in that has not thought: a short answer, or no answer; None where it should think.
 
         The model is asked plainly, and again with its turn opened. Where the two differ it should think: one of them
-        may come from an order in the passages. Where it declines, that is the verdict if there is `more` to read; else
-        it is asked whether `hits` hold the answer: if "yes" is less likely than `SURE`, they do not, and the verdict
-        has other words to search with. (Probabilities as a measure of what a model knows: Kadavath et al., arXiv
-        2207.05221.) Of a server that tells none, the word itself counts. The passages are then in the engine's cache
-        for `judge`. Raises what `judge` raises.
+        may come from an order in the passages. Where it declines, that is the verdict if there is `more` to read or a
+        `doubt`. The passages are then in the engine's cache for `judge`. Raises what `judge` raises.
         """
         if not self.stand_in:
             return None
@@ -118,18 +116,37 @@ class Reasoner:
                 return verdict
         if more:
             return Verdict("", False, "", "")
-        asked = prompt(question, hits, notes, CHECK)
-        with self.model.heard_by(None):
-            word = self.model.complete(asked, think=self._flag(False), max_tokens=1, likeliest=LIKELIEST)
-        yes, no = _likely(word, "yes"), _likely(word, "no")
-        if no and yes / (yes + no) < SURE:  # any other word than no is a yes
-            asked.append({"role": "assistant", "content": "No."})
-            return Verdict("", False, self._other_words(asked, question), "")
+        if doubt := self.doubt(question, hits, notes):
+            return doubt
         answer = opened or self._answer(messages, "")
         number = _numbers(answer) and not YEAR.fullmatch(answer)  # often to be worked out; a year is only looked up
         if not answer or number or _declines(answer) or _chooses(answer, question):
             return None
         return self._sufficient(question, hits, messages, answer)
+
+    def doubt(
+        self,
+        question: str,
+        hits: Sequence[Hit],
+        notes: Sequence[Citation] = (),
+        more: bool = False,
+        sure: float = SURE,
+    ) -> Verdict | None:
+        """A verdict without an answer where `hits` hardly hold one, as a stand-in sees it; else None.
+
+        It is asked whether they do: if "yes" is less likely than `sure`, the verdict has other words to search with,
+        unless there is `more` to read. The fewer passages, the better it knows: with what it cites alone before it,
+        it takes back most answers to questions that have none. (Probabilities as a measure of what a model knows:
+        Kadavath et al., arXiv 2207.05221.) Of a server that tells none, the word itself counts. Raises what `judge`
+        raises.
+        """
+        asked = prompt(question, hits, notes, CHECK)
+        if not self.stand_in or self._believes(asked, sure):
+            return None
+        if more:
+            return Verdict("", False, "", "")
+        asked.append({"role": "assistant", "content": "No."})
+        return Verdict("", False, self._other_words(asked, question), "")
 
     def further(self, question: str, verdict: Verdict, hits: Sequence[Hit]) -> Verdict:
         """`verdict`, or what `hits`, passages of a document that its answer names, say to the question.
@@ -159,6 +176,12 @@ class Reasoner:
         if self.stand_in and _repeats(answer, question):
             answer = self._shorter(question, answer)
         return self._supported(question, hits, messages, thinking, answer)
+
+    def _believes(self, asked: list[dict], sure: float) -> bool:
+        with self.model.heard_by(None):
+            word = self.model.complete(asked, think=self._flag(False), max_tokens=1, likeliest=LIKELIEST)
+        yes, no = _likely(word, "yes"), _likely(word, "no")
+        return not no or yes / (yes + no) >= sure  # any other word than no is a yes
 
     def _sufficient(self, question: str, hits: Sequence[Hit], messages: list[dict], answer: str) -> Verdict | None:
         verdict = self._supported(question, hits, messages, "", answer)

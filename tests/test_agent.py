@@ -7,7 +7,7 @@ from fakes import FakeChat, FakeRetriever, call, found, hit, missing
 
 from kit.agent import ALONE, FAR, SYSTEM, Assistant
 from kit.config import PROFILES, KitError
-from kit.reasoner import NOT_FOUND
+from kit.reasoner import NOT_FOUND, SURE_ALONE
 
 RENT = hit("a", "The rent is 48,000 euros.")
 RISE = hit("b", "The rent rises by 5 percent.", "minutes.pdf")
@@ -21,7 +21,7 @@ def test_a_sufficient_verdict_is_the_answer_without_another_call():
     answer = (it := assistant([call("rent?")], ["", found("48,000 euros", "48,000 euros")], [RENT])).ask("Rent?")
     assert (answer.answer, answer.answered, answer.state) == ("48,000 euros", True, "answered")
     assert answer.sources == [{"source": "lease.pdf", "page": 1, "quote": "The rent is 48,000 euros."}]
-    assert len(it.primary.asked) == 1 and answer.usage["calls"] == 6
+    assert len(it.primary.asked) == 1 and answer.usage["calls"] == 7
 
 
 def test_the_better_query_is_tried_and_nothing_is_read_twice():
@@ -70,6 +70,32 @@ def test_two_documents_are_read_before_the_others(plains, replies, answer, read)
     it.tool.on_event = lambda kind, details: kind == "read" and seen.extend(row.id for row in details["hits"])
     found = it.ask("What is the rent, or who chairs?")
     assert (found.answer, [row["id"] for row in found.steps[0]["read"]], seen) == (answer, read, read)
+
+
+@pytest.mark.parametrize(
+    ("checks", "answer", "read"),
+    [
+        (["Yes"], "48,000 euros", ["a", "b"]),
+        (["No"], "48,000 euros", ["a", "b", "c"]),  # a doubt over the first two, none over the document that is cited
+        (["No", {"Yes": 0.1, "No": 0.9}], NOT_FOUND, ["a", "b", "c"]),
+    ],
+)
+def test_an_answer_that_the_reasoner_doubts_is_not_taken(checks, answer, read):
+    it = assistant([call("rent"), {"action": "final_answer", "input": {"answer": "48,000"}}], [{"search": "sum"}], [])
+    it.tool.retriever = it.retriever = Following([RENT, RISE, CHAIR])
+    it.reasoner.model.plains, it.reasoner.model.checks = ["48,000 euros"] * 2, list(checks)
+    found = it.ask("What is it?")
+    assert (found.answer, [row["id"] for row in found.steps[0]["read"]]) == (answer, read)
+    assert found.answered or (found.sources, found.steps[0]["verdict"]["better_query"]) == ([], "sum")
+
+
+def test_a_doubt_is_over_what_the_answer_cites():
+    more_rent = [hit(f"r{n}", f"Paragraph {n} of the lease.") for n in range(4)]
+    it, asked = assistant([call("rent")], [], [RISE, CHAIR, *more_rent, RENT]), []
+    it.reasoner.doubt = lambda question, hits, notes, sure: asked.append(([row.id for row in hits], sure))
+    it.reasoner.model.plains = ["48,000 euros and Ada Lind"]
+    assert it.ask("What is it?", k=9).answered
+    assert asked == [(["a", "r0", "r1", "c"], SURE_ALONE)], "the quotes first, a third of k of each document at most"
 
 
 def test_a_reasoning_model_reads_all_at_once():
@@ -164,7 +190,7 @@ def test_passages_that_do_not_state_it_are_not_thought_about():
     answer = it.ask("What is the rent now?")
     assert answer.answered and [step["verdict"]["sufficient"] for step in answer.steps] == [False, True]
     assert "better query: rent rise" in it.primary.asked[1]["messages"][-1]["content"]
-    assert (it.reasoner.model.checked, len(it.reasoner.model.asked)) == (2, 4)
+    assert (it.reasoner.model.checked, len(it.reasoner.model.asked)) == (3, 4)
 
 
 def test_the_first_search_and_every_answer_are_for_the_question_as_it_was_asked():
@@ -319,7 +345,7 @@ def test_the_plainer_modes():
     assert not it.ask("Rent?", "closed").answered
     assert it.ask("Rent?", "rag").sources == [{"source": "lease.pdf", "page": 1, "quote": ""}]
     reasoned = it.ask("Rent?", "reasoner")
-    assert reasoned.answered and reasoned.usage["calls"] == 5 and len(reasoned.steps) == 1
+    assert reasoned.answered and reasoned.usage["calls"] == 6 and len(reasoned.steps) == 1
 
 
 def test_closed_book_needs_no_index():

@@ -222,6 +222,7 @@ def test_the_general_questions_are_as_many_as_is_said():
     assert len(BY_TITLE) == len(PASSAGES) == 562 and len({row["id"] for row in GENERAL}) == len(GENERAL)
     kinds = {"multi": 20, "comparison": 8, "single": 7, "unanswerable": 5}
     wanted = {("dev", kind): 3 * n for kind, n in kinds.items()} | {("test", kind): 4 * n for kind, n in kinds.items()}
+    wanted |= {("dev", "unanswerable"): 60, ("test", "unanswerable"): 60}
     assert Counter((row["split"], row["type"]) for row in GENERAL) == wanted
 
 

@@ -225,7 +225,18 @@ def test_only_a_stand_in_is_told_to_write_calculations_down():
 
 def test_only_a_stand_in_is_asked():
     model = FakeChat(checks=["No"])
-    assert Reasoner(model, 40, 60).glance("How much?", HITS) is None and model.checked == 0
+    reasoner = Reasoner(model, 40, 60)
+    assert reasoner.glance("How much?", HITS) is None and reasoner.doubt("How much?", HITS) is None
+    assert model.checked == 0
+
+
+def test_a_doubt_asks_for_other_words_only_where_nothing_more_is_to_be_read():
+    for more, words in ((False, "lease"), (True, "")):
+        model = FakeChat({"search": "lease"}, checks=["No", "Yes"])
+        reasoner = Reasoner(model, 40, 60, stand_in=True)
+        verdict = reasoner.doubt("How much?", HITS, more=more)
+        assert (verdict.sufficient, verdict.better_query, len(model.asked)) == (False, words, not more)
+        assert reasoner.doubt("How much?", HITS, more=more) is None
 
 
 def test_a_stand_in_thinks_in_plain_text_where_it_could_think_apart():
