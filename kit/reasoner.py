@@ -4,7 +4,8 @@ A stand-in is first asked without a thought, as in plain RAG: a small model that
 stands there plainly. Where it answers, and answers the same once more, that is the answer, unless it only chooses
 between things that the question names: it takes the first one, and thoughts set them side by side. Where it does not
 answer, it is asked whether the passages hold one: if hardly, other words are searched for, else it thinks. Where the
-answer names another document, it reads on there: small models stop at the first link of a chain.
+answer names another document, it reads on there: small models stop at the first link of a chain. And before an
+answer is handed out, it is asked over nothing but what the answer rests on whether an answer is there at all.
 
 A judgement has three parts over one prefix. The model thinks freely within a budget; it goes on, in
 the same turn, to its answer; then it is asked for a verdict that a JSON schema holds: the words of
