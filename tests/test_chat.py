@@ -31,7 +31,7 @@ def talk(lines: list[str], primary: list, reasoner: list) -> str:
 def test_an_answer_its_sources_and_its_steps():
     said = talk(["Rent?", "/sources", "/steps", "/quit"], [call("rent")], ["", "48,000"])
     assert "48,000\n" in said and "lease.pdf, page 1: “The rent is 48,000 euros.”" in said and "search “Rent?”" in said
-    assert "5 model calls" not in said and "6 model calls" in said
+    assert "6 model calls" not in said and "7 model calls" in said
 
 
 def test_before_the_first_answer_and_unknown_commands():
@@ -74,7 +74,7 @@ def test_dropped_quotes_are_said():
 def test_a_full_answer_shows_cost():
     primary, reasoner = FakeChat(call("r")), FakeChat("", found("1", "48,000"))
     text = format_answer(Assistant(PROFILES["ci"], primary, reasoner, FakeRetriever([RENT])).ask("Rent?"))
-    assert "70 tokens read · 35 written" in text
+    assert "80 tokens read · 40 written" in text
 
 
 def panel(primary: list, reasoner: list, text: str = RENT.text) -> Panel:
@@ -88,7 +88,7 @@ def test_the_panel_shows_the_answer_its_sources_and_what_it_cost():
     chat._worker.join()
     shown = chat.conversation.value
     assert "<b>Rent?</b>" in shown and "<p>48,000</p>" in shown and "lease.pdf, page 1" in shown
-    assert "6 model calls" in shown and (chat.question.value, chat.status.value) == ("", "")
+    assert "7 model calls" in shown and (chat.question.value, chat.status.value) == ("", "")
     assert chat.stop_button.disabled and not chat.ask_button.disabled
 
 

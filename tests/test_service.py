@@ -111,7 +111,7 @@ def events(response) -> list[tuple[str, dict]]:
 def test_a_question_is_answered_with_its_sources(threads):
     client = TestClient(service.rag(Desk(), threads))
     answer = client.post("/ask", json={"question": "What is the rent?"}).json()
-    assert answer["answer"] == "48,000" and answer["answered"] and answer["usage"]["calls"] == 6
+    assert answer["answer"] == "48,000" and answer["answered"] and answer["usage"]["calls"] == 7
     assert answer["sources"] == [{"source": "lease.pdf", "page": 1, "quote": "The rent is 48,000 euros."}]
     assert client.get("/threads").json() == []
 
