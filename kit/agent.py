@@ -138,8 +138,9 @@ class RagTool(Tool):
 
     def _sure(self, verdict: Verdict, hits: list[Hit], **how) -> Verdict:
         """`verdict`, or, where it has an answer that the reasoner takes `hits` not to hold, one without."""
-        asked = verdict.sufficient and hits  # none where only notes of an earlier search are cited
-        return (asked and self.reasoner.doubt(self.question, hits, self.notes, **how)) or verdict
+        if not (verdict.sufficient and hits):  # none where only notes of an earlier search are cited
+            return verdict
+        return self.reasoner.doubt(self.question, hits, self.notes, **how) or verdict
 
     def _cited(self, verdict: Verdict, hits: list[Hit]) -> list[Hit]:
         """What was read of the documents that `verdict` cites, its quotes first, a third of `k` of each at most."""
