@@ -3,8 +3,8 @@
 The primary model decides whether a message needs the documents. If it does, it calls
 `rag_with_reasoner`. A sufficient verdict ends the run with the reasoner's own words, so there is no
 further call that could change them. An insufficient one returns a better query, with which the
-primary model tries again. When no try finds the answer, the agent says so, whatever the primary
-model would rather say.
+primary model tries again; a stand-in's only if it leads to passages that were not read. When no try
+finds the answer, the agent says so, whatever the primary model would rather say.
 """
 
 import time
@@ -90,6 +90,12 @@ class RagTool(Tool):
         """The inputs of the next call that are settled: of the first one the question, as it was asked."""
         return ("question",) if self.question and not self.steps else ()
 
+    @property
+    def over(self) -> bool:
+        """Whether no further call can help: there is an answer, or a stand-in has no words that lead on."""
+        verdict = self.verdict
+        return bool(verdict) and (verdict.sufficient or (self.reasoner.stand_in and not verdict.better_query))
+
     def forward(self, question: str) -> str:
         """Search with `question`, let the reasoner read what is new, and say what it found."""
         question = question.replace(ALONE, "").strip()  # which a small model may copy
@@ -98,8 +104,9 @@ class RagTool(Tool):
         self.question = self.question or question
         self.on_event("search", {"query": question})
         started = time.perf_counter()
-        self.verdict, hits = self._read_on(*self._judge(*self._find(question)))
-        self.notes += self.verdict.citations
+        verdict, hits = self._read_on(*self._judge(*self._find(question)))
+        self.verdict = verdict if self._leads_on(verdict.better_query) else replace(verdict, better_query="")
+        self.notes += verdict.citations
         self.steps.append(_step(question, hits, self.verdict, time.perf_counter() - started))
         self.on_event("verdict", self.steps[-1])
         return _observed(asdict(self.verdict))
@@ -166,6 +173,15 @@ class RagTool(Tool):
             given.add(verdict.answer)
         return verdict, hits
 
+    def _leads_on(self, query: str) -> bool:
+        """Whether `query` is worth a search: of the third of `k` that it finds first, this run has not read all.
+
+        A stand-in's other words are mostly those of the question, and find what it found (see benchmarks/README.md).
+        """
+        if not (query and self.reasoner.stand_in):
+            return bool(query)
+        return any(hit.id not in self._read for hit in self.retriever.search(query, max(1, self.k // 3)))
+
     def _unread(self, hits: list[Hit]) -> list[Hit]:
         """Those of `hits` that this run has not read before; from now on it has."""
         new = [hit for hit in hits if hit.id not in self._read]
@@ -189,7 +205,7 @@ class RagAgent(ToolCallingAgent):
         self.tool = tool
 
     def process_tool_calls(self, chat_message, memory_step) -> Iterator:
-        """A sufficient verdict is the final answer; without one, `final_answer` cannot invent it.
+        """A sufficient verdict is the final answer, without a further call; else `final_answer` cannot invent one.
 
         The first search is for the question as it was asked: a small model that should pass it on often loses half.
         So it need not write it down again.
@@ -200,11 +216,9 @@ class RagAgent(ToolCallingAgent):
             elif call.function.name == "final_answer" and self.tool.verdict:
                 call.function.arguments = {"answer": NOT_FOUND}  # or a follow-up would find the invention in its memory
         for output in super().process_tool_calls(chat_message, memory_step):
-            if isinstance(output, ToolOutput) and self.tool.verdict:
-                if self.tool.verdict.sufficient:
-                    output = replace(output, is_final_answer=True)
-                elif output.is_final_answer:
-                    output = replace(output, output=NOT_FOUND)
+            if isinstance(output, ToolOutput) and self.tool.verdict and (output.is_final_answer or self.tool.over):
+                said = output.output if self.tool.verdict.sufficient else NOT_FOUND
+                output = replace(output, output=said, is_final_answer=True)
             yield output
 
     def execute_tool_call(self, tool_name: str, arguments):

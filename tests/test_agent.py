@@ -11,10 +11,16 @@ from kit.reasoner import NOT_FOUND, SURE_ALONE
 
 RENT = hit("a", "The rent is 48,000 euros.")
 RISE = hit("b", "The rent rises by 5 percent.", "minutes.pdf")
+CHAIR = hit("c", "Ada Lind chairs the board.", "board.txt")
 
 
 def assistant(primary: list, reasoner: list, hits) -> Assistant:
     return Assistant(PROFILES["ci"], FakeChat(*primary), FakeChat(*reasoner), FakeRetriever(hits))
+
+
+def distinct(queries: list[str]) -> list[str]:
+    """Each query once: what a better one leads to is looked up before it is tried."""
+    return list(dict.fromkeys(queries))
 
 
 def test_a_sufficient_verdict_is_the_answer_without_another_call():
@@ -29,12 +35,29 @@ def test_the_better_query_is_tried_and_nothing_is_read_twice():
     reasoner = ["", missing("rent rise", "The rent is 48,000 euros"), "", found("50,400", "by 5 percent")]
     it = assistant([call("rent"), call("rent rise")], reasoner, hits)
     answer = it.ask("What is the rent now?")
-    assert answer.answered and it.retriever.queries == list(hits)
+    assert answer.answered and distinct(it.retriever.queries) == list(hits)
     assert [[r["id"] for r in step["read"]] for step in answer.steps] == [["a"], ["b"]]
     assert "better query: rent rise" in it.primary.asked[1]["messages"][-1]["content"]
     second = it.reasoner.model.asked[3]["messages"][-1]["content"]
     assert second.count("The rent is 48,000 euros") == 1, "the quote is a note now, the passage is not read again"
     assert {s["quote"] for s in answer.sources} == {"The rent is 48,000 euros", "by 5 percent"}
+
+
+@pytest.mark.parametrize(("stand_in", "tries"), [(True, 1), (False, 2)])
+def test_a_stand_in_does_not_try_words_that_find_what_was_read(stand_in, tries):
+    again = [call("lease rent"), {"action": "final_answer", "input": {"answer": "48,000"}}]
+    it = assistant([call("rent"), *again], ["", missing("lease rent")], [RENT])
+    it.reasoner.stand_in = stand_in
+    answer = it.ask("What is the deposit?")
+    assert (answer.answer, answer.state, len(answer.steps)) == (NOT_FOUND, "not_found", tries)
+    assert len(it.primary.asked) == (1 if stand_in else 3)
+    assert answer.steps[0]["verdict"]["better_query"] == ("" if stand_in else "lease rent")
+
+
+def test_other_words_that_find_something_new_are_tried_even_if_they_find_first_what_was_read():
+    hits = {"What is the rent now?": [RENT, CHAIR], "rent rise": [RENT, CHAIR, RISE, hit("d", "No rent is due.")]}
+    reasoner = ["", missing("rent rise"), "", found("50,400", "by 5 percent")]
+    assert assistant([call("rent"), call("rent rise")], reasoner, hits).ask("What is the rent now?").answered
 
 
 class Following(FakeRetriever):
@@ -43,9 +66,6 @@ class Following(FakeRetriever):
     def follow(self, query, k):
         found = self.search(query, k)
         return found[:2], found
-
-
-CHAIR = hit("c", "Ada Lind chairs the board.", "board.txt")
 
 
 @pytest.mark.parametrize(
@@ -86,7 +106,7 @@ def test_an_answer_that_the_reasoner_doubts_is_not_taken(checks, answer, read):
     it.reasoner.model.plains, it.reasoner.model.checks = ["48,000 euros"] * 2, list(checks)
     found = it.ask("What is it?")
     assert (found.answer, [row["id"] for row in found.steps[0]["read"]]) == (answer, read)
-    assert found.answered or (found.sources, found.steps[0]["verdict"]["better_query"]) == ([], "sum")
+    assert found.answered or (found.sources, found.steps[0]["verdict"]["citations"]) == ([], ())
 
 
 def test_a_doubt_is_over_what_the_answer_cites():
@@ -169,7 +189,8 @@ def test_answers_that_lead_back_to_each_other_end_the_reading():
 def test_an_invented_answer_is_no_part_of_the_conversation():
     reply = {"action": "final_answer", "input": {"answer": "Paris"}}
     bye = {"action": "final_answer", "input": {"answer": "Good bye"}}
-    it = assistant([call("capital"), reply, bye], ["", missing("France")], [RENT])
+    it = assistant([call("capital"), reply, bye], ["", missing("France"), "", missing("Paris")], {})
+    it.retriever.hits = {"What is the capital of France?": [RENT], "France": [RISE]}
     assert it.ask("What is the capital of France?", follow_up=True).answer == NOT_FOUND
     assert it.ask("Good bye!", follow_up=True).answer == "Good bye"
     assert "Paris" not in str(it.primary.asked[-1]) and NOT_FOUND in str(it.primary.asked[-1])
@@ -198,19 +219,20 @@ def test_the_first_search_and_every_answer_are_for_the_question_as_it_was_asked(
         it = assistant([first, call("rent sum")], ["", missing("rent sum"), "", found("48,000", "48,000")], [RENT])
         it.retriever.hits = {"How much is the rent?": [RISE], "rent sum": [RENT]}
         it.ask("How much is the rent?")
-        assert it.retriever.queries == ["How much is the rent?", "rent sum"]
+        assert distinct(it.retriever.queries) == ["How much is the rent?", "rent sum"]
         assert "Question: How much is the rent?" in it.reasoner.model.asked[0]["messages"][-1]["content"]
         assert "Question: How much is the rent?" in it.reasoner.model.asked[3]["messages"][-1]["content"]
 
 
 def test_a_question_that_stands_alone_is_not_written_down_again():
     first = {"action": "rag_with_reasoner", "input": {}}
-    it = assistant([first, call("rise"), call("What is the rent?")], ["", missing("rise")] * 3, [RENT])
+    it = assistant([first, call("rise"), call("What is the rent?")], ["", missing("rise")] * 3, {})
+    it.retriever.hits = {"How much is the rent?": [RENT], "rise": [RISE], "What is the rent?": [RENT]}
     it.ask("How much is the rent?", max_steps=2)
     it.ask("And what is it?", follow_up=True, max_steps=1)
     asked = ["question" in str(call["schema"]) for call in it.primary.asked]
     assert asked == [False, True, True], "better queries and follow-ups are the model's own words"
-    assert it.retriever.queries == ["How much is the rent?", "rise", "What is the rent?"]
+    assert distinct(it.retriever.queries) == ["How much is the rent?", "rise", "What is the rent?"]
 
 
 def test_plain_answers_from_passages_that_are_handed_over():
@@ -234,9 +256,11 @@ def test_passages_that_speak_of_something_else_are_not_read():
     assert assistant([call("rent")], ["", found("48,000", "48,000")], [far, near]).ask("Rent?").answered
 
 
+NEW = {"Who?": [RENT], "b": [RISE], "c": [CHAIR], "d": [hit("d", "x")]}  # each search finds something new
+
+
 def test_after_the_last_step_no_model_is_asked():
-    it = assistant([call("a"), call("b"), call("c")], ["", missing("b"), "", missing("c"), "", missing("d")], {})
-    it.retriever.hits = {"a": [RENT], "b": [RISE], "c": [hit("c", "x")]}
+    it = assistant([call("a"), call("b"), call("c")], ["", missing("b"), "", missing("c"), "", missing("d")], NEW)
     answer = it.ask("Who?")
     assert (answer.answered, answer.state, answer.answer) == (False, "max_steps", NOT_FOUND)
     assert len(it.primary.asked) == 3
@@ -245,8 +269,8 @@ def test_after_the_last_step_no_model_is_asked():
 def test_running_out_of_steps_leaves_no_wish_to_retry_in_the_conversation():
     it = assistant(
         [call("a"), call("b"), call("c"), {"action": "final_answer", "input": {"answer": "Hello"}}],
-        ["", missing("b")],
-        [RENT],
+        ["", missing("b"), "", missing("c"), "", missing("d")],
+        NEW,
     )
     it.ask("Who?", follow_up=True)
     assert it.ask("Good morning!", follow_up=True).state == "conversation"
