@@ -20,7 +20,7 @@ from smolagents.monitoring import Timing
 
 from kit.config import KitError, Profile
 from kit.llm import ChatModel, Usage
-from kit.reasoner import NOT_FOUND, SURE_ALONE, Citation, Reasoner, Verdict, find_quote, plain_answer
+from kit.reasoner import NOT_FOUND, SURE_ALONE, Citation, Reasoner, Verdict, chooses, find_quote, plain_answer
 from kit.retriever import Hit, Retriever
 
 MODES = ("closed", "rag", "reasoner", "agentic")
@@ -122,8 +122,9 @@ class RagTool(Tool):
     def _judge(self, first: list[Hit], hits: list[Hit]) -> tuple[Verdict, list[Hit]]:
         """The verdict on `first` where that is enough, else on `hits`; and what it read.
 
-        A small model takes an answer from whatever resembles the question. With two documents before it, there is less.
-        So it is asked once more whether there is an answer, over these two, or over the documents that it cites.
+        A small model takes an answer from whatever resembles the question. With a document or two before it, there is
+        less. So it is asked once more whether there is an answer, over these, or over the documents that it cites;
+        where it only chooses between things that the question names, over all, for it cites but the one.
         """
         self.on_event("read", {"hits": first or hits})
         if not hits:
@@ -137,6 +138,8 @@ class RagTool(Tool):
                 return verdict, first
             self.on_event("read", {"hits": [hit for hit in hits if hit not in first]})
         verdict = self._verdict(hits)
+        if chooses(verdict.answer, self.question):
+            return self._sure(verdict, hits), hits
         return self._sure(verdict, self._cited(verdict, hits), sure=SURE_ALONE), hits
 
     def _verdict(self, hits: list[Hit], more: bool = False) -> Verdict:

@@ -111,7 +111,7 @@ class Reasoner:
             return None
         messages, opened = prompt(question, hits, notes, PLAIN), ""
         if answer := self._plainly(messages):
-            if _chooses(answer, question) or not _agree(answer, opened := self._answer(messages, "")):
+            if chooses(answer, question) or not _agree(answer, opened := self._answer(messages, "")):
                 return None
             if verdict := self._sufficient(question, hits, messages, answer):
                 return verdict
@@ -121,7 +121,7 @@ class Reasoner:
             return doubt
         answer = opened or self._answer(messages, "")
         number = _numbers(answer) and not YEAR.fullmatch(answer)  # often to be worked out; a year is only looked up
-        if not answer or number or _declines(answer) or _chooses(answer, question):
+        if not answer or number or _declines(answer) or chooses(answer, question):
             return None
         return self._sufficient(question, hits, messages, answer)
 
@@ -281,7 +281,7 @@ def _declines(answer: str) -> bool:
     return "not in the documents" in answer.lower()
 
 
-def _chooses(answer: str, question: str) -> bool:
+def chooses(answer: str, question: str) -> bool:
     """Whether `answer` is yes or no, or adds nothing to the question, as "Ulm Minster" to which of two is taller."""
     words = _words(answer)
     return words <= _words(question) or bool(re.match(r"(yes|no)\b", answer, re.IGNORECASE))

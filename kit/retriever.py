@@ -61,8 +61,8 @@ class Retriever:
         "The Remains of the Day is a novel by Kazuo Ishiguro" leads to the document of that name, which a question
         about the novel's author need not resemble. Of documents that are named by their titles the one with the
         passage nearest to the query is read first; a third of `k` at most is of it, a third of the best document, then
-        come the nearest passages of all that are named, then the next best. Where none is named, none is read first.
-        (Documents reached by links: Asai et al., arXiv 1911.10470.)
+        come the nearest passages of all that are named, then the next best. Where none is named, the best document is
+        read first alone. (Documents reached by links: Asai et al., arXiv 1911.10470.)
         """
         hits = self.search(query, k)
         part = k // 3
@@ -70,8 +70,6 @@ class Retriever:
             return [], hits
         best = [hit for hit in hits if hit.source == hits[0].source][:part]
         named = self._named("\n".join([query, *(hit.text for hit in best)]), query, k, apart=hits[0].source)
-        if not named:
-            return [], hits
         first = [*best, *[hit for hit in named if hit.source == named[0].source][:part]]
         return first, _once([*first, *named[:part], *hits])[:k]
 

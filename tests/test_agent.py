@@ -118,6 +118,14 @@ def test_a_doubt_is_over_what_the_answer_cites():
     assert asked == [(["a", "r0", "r1", "c"], SURE_ALONE)], "the quotes first, a third of k of each document at most"
 
 
+def test_a_doubt_about_a_choice_is_over_all_that_was_read():
+    it, asked = assistant([call("chair")], ["She chairs the board.", "Ada Lind"], [RISE, CHAIR, RENT]), []
+    it.reasoner.doubt = lambda question, hits, notes: asked.append([row.id for row in hits])
+    it.reasoner.model.plains = ["Ada Lind"]
+    assert it.ask("Who chairs the board, Ada Lind or Olaf Moor?").answer == "Ada Lind"
+    assert asked == [["b", "c", "a"]]
+
+
 def test_a_reasoning_model_reads_all_at_once():
     it = assistant([call("rent")], ["", found("48,000 euros", "48,000 euros")], [])
     it.reasoner.stand_in, it.tool.retriever = False, Following([RENT, RISE, CHAIR])

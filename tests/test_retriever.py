@@ -178,9 +178,11 @@ def test_an_answer_may_name_a_document(linked):
     assert linked.about("somebody", "Who wrote it?", 3) == linked.about("It", "Who wrote it?", 3) == []
 
 
-def test_nothing_changes_where_no_document_is_named(retriever):
+def test_where_no_document_is_named_the_best_one_is_read_first(retriever):
     for query in ("night owl", "a comet"):
-        assert retriever.follow(query, 9) == ([], retriever.search(query, 9))
+        (first, hits), found = retriever.follow(query, 9), retriever.search(query, 9)
+        assert first == [hit for hit in found if hit.source == found[0].source][:3]
+        assert hits == [*first, *(hit for hit in found if hit not in first)]
 
 
 def test_two_passages_are_too_few_to_give_up_one(linked):
