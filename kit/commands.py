@@ -303,7 +303,8 @@ def _event(kind: str, details: dict) -> None:
         _say(f"… reading {len(details['hits'])} passages of {places or 'nothing new'}")
     elif kind == "verdict":
         verdict = details["verdict"]
-        _say("… found" if verdict["sufficient"] else f"… not found; better query: {verdict['better_query']}")
+        better = f"; better query: {verdict['better_query']}" if verdict["better_query"] else ""
+        _say("… found" if verdict["sufficient"] else f"… not found{better}")
 
 
 def _print(args, result: dict, text) -> None:
