@@ -2,10 +2,11 @@
 
 A stand-in is first asked without a thought, as in plain RAG: a small model that thinks talks itself out of what
 stands there plainly. Where it answers, and answers the same once more, that is the answer, unless it only chooses
-between things that the question names: it takes the first one, and thoughts set them side by side. Where it does not
-answer, it is asked whether the passages hold one: if hardly, other words are searched for, else it thinks. Where the
-answer names another document, it reads on there: small models stop at the first link of a chain. And before an
-answer is handed out, it is asked over nothing but what the answer rests on whether an answer is there at all.
+between things that the question names, for it takes the first one: these it sets side by side (`kit.comparison`), as
+it does before a yes or no. Where it does not answer, it is asked whether the passages hold one: if hardly, other
+words are searched for, else it thinks. Where the answer names another document, it reads on there: small models stop
+at the first link of a chain. And before an answer is handed out, it is asked over nothing but what the answer rests on
+whether an answer is there at all.
 
 A judgement has three parts over one prefix. The model thinks freely within a budget; it goes on, in
 the same turn, to its answer; then it is asked for a verdict that a JSON schema holds: the words of
@@ -22,6 +23,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
+from kit import comparison
 from kit.llm import ChatModel, Reply, inert, read_json
 from kit.retriever import Hit, cite, joined, pages
 
@@ -104,14 +106,19 @@ class Reasoner:
         """The verdict of a stand-in that has not thought: a short answer, or no answer; None where it should think.
 
         The model is asked plainly, and again with its turn opened. Where the two differ it should think: one of them
-        may come from an order in the passages. Where it declines, that is the verdict if there is `more` to read or a
-        `doubt`. The passages are then in the engine's cache for `judge`. Raises what `judge` raises.
+        may come from an order in the passages. Where it only chooses, it compares. Where it declines, that is the
+        verdict if there is `more` to read or a `doubt`. The passages are then in the engine's cache for `judge`.
+        Raises what `judge` raises.
         """
         if not self.stand_in:
             return None
         messages, opened = prompt(question, hits, notes, PLAIN), ""
         if answer := self._plainly(messages):
-            if chooses(answer, question) or not _agree(answer, opened := self._answer(messages, "")):
+            if _is_yes_or_no(answer):
+                return None
+            if chooses(answer, question):
+                return self._compared(question, hits, notes, whether=False)
+            if not _agree(answer, opened := self._answer(messages, "")):
                 return None
             if verdict := self._sufficient(question, hits, messages, answer):
                 return verdict
@@ -121,8 +128,10 @@ class Reasoner:
             return doubt
         answer = opened or self._answer(messages, "")
         number = _numbers(answer) and not YEAR.fullmatch(answer)  # often to be worked out; a year is only looked up
-        if not answer or number or _declines(answer) or chooses(answer, question):
+        if not answer or number or _declines(answer) or _is_yes_or_no(answer):
             return None
+        if chooses(answer, question):
+            return self._compared(question, hits, notes, whether=False)
         return self._sufficient(question, hits, messages, answer)
 
     def doubt(
@@ -174,9 +183,21 @@ class Reasoner:
         messages = prompt(question, hits, notes, THINK + (WORK_OUT if self.stand_in else ""))
         thinking = self._think(messages)
         answer = self._answer(messages, thinking)
+        if self.stand_in and _is_yes_or_no(answer) and (verdict := self._compared(question, hits, notes, whether=True)):
+            return verdict
         if self.stand_in and _repeats(answer, question):
             answer = self._shorter(question, answer)
         return self._supported(question, hits, messages, thinking, answer)
+
+    def _compared(self, question: str, hits: Sequence[Hit], notes: Sequence[Citation], whether: bool) -> Verdict | None:
+        """The verdict on which of two it is, or `whether` it is so, from a comparison; None where there are no two."""
+        said = self._think(prompt(question, hits, notes, comparison.SIDES))
+        if len(sides := _sides(said, question)) < 2:
+            return None
+        steps = self._think(comparison.messages("\n".join(sides), question, whether))
+        if not (answer := comparison.result(steps)):
+            return None
+        return Verdict(answer, True, "", f"{said}\n\n{steps}", tuple(dict.fromkeys(_nearest(sides, question, hits))))
 
     def _believes(self, asked: list[dict], sure: float) -> bool:
         with self.model.heard_by(None):
@@ -283,8 +304,21 @@ def _declines(answer: str) -> bool:
 
 def chooses(answer: str, question: str) -> bool:
     """Whether `answer` is yes or no, or adds nothing to the question, as "Ulm Minster" to which of two is taller."""
-    words = _words(answer)
-    return words <= _words(question) or bool(re.match(r"(yes|no)\b", answer, re.IGNORECASE))
+    return _words(answer) <= _words(question) or _is_yes_or_no(answer)
+
+
+def _sides(said: str, question: str) -> list[str]:
+    """The lines of `said` on things that `question` names: with ten passages before it, a model writes of others too.
+
+    Pablo Neruda has a word in common with Pablo Picasso, but none of his own with a question about the latter.
+    """
+    lines = [line.strip() for line in re.split(r"[\n;]+", said)]
+    named = {line: _words(line.partition(": ")[0]) & _words(question) for line in lines if ": " in line}
+    return [line for line, words in named.items() if words and not any(words < others for others in named.values())]
+
+
+def _is_yes_or_no(answer: str) -> bool:
+    return bool(re.match(r"(yes|no)\b", answer, re.IGNORECASE))
 
 
 def _agree(one: str, other: str) -> bool:

@@ -114,7 +114,7 @@ def test_a_doubt_is_over_what_the_answer_cites():
 
 
 def test_a_doubt_about_a_choice_is_over_all_that_was_read():
-    it, asked = assistant([call("chair")], ["She chairs the board.", "Ada Lind"], [RISE, CHAIR, RENT]), []
+    it, asked = assistant([call("chair")], ["no sides", "She chairs the board.", "Ada Lind"], [RISE, CHAIR, RENT]), []
     it.reasoner.doubt = lambda question, hits, notes: asked.append([row.id for row in hits])
     it.reasoner.model.plains = ["Ada Lind"]
     assert it.ask("Who chairs the board, Ada Lind or Olaf Moor?").answer == "Ada Lind"
@@ -172,7 +172,7 @@ def test_what_an_answer_names_is_read(question, sights, answer, read):
 
 
 def test_a_document_that_the_question_names_is_no_link_of_a_chain():
-    it = assistant([call("Who?")], ["", "Ada Lind"], [])  # it thinks, for that is a choice
+    it = assistant([call("Who?")], ["no sides", "", "Ada Lind"], [])  # it thinks, for that is a choice
     it.tool.retriever = Knowing([hit("b", "The chair is Ada Lind.", "minutes.pdf")])
     it.reasoner.model.sights = ["Ada Lind"]
     found = it.ask("Does Ada Lind or Bo Lund chair it?")

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 from fakes import FakeChat, found, hit, missing
 
+from kit import comparison
 from kit.reasoner import (
     ANSWER,
     CHECK,
@@ -140,12 +141,50 @@ def test_between_a_doubt_and_an_answer_the_model_is_to_think():
         assert glance(check, sight, found_elsewhere)[0] is None, (check, sight)
 
 
-def test_a_choice_between_what_the_question_names_is_thought_about():
-    for said in ("the lease", "Yes", "No, it is not.", "Ada chairs"):
+def test_a_choice_between_what_the_question_names_is_thought_about_where_its_sides_do_not_stand_there():
+    for said, asked in (("the lease", 1), ("Yes", 0), ("No, it is not.", 0), ("Ada chairs", 1)):
         for first in ({"plains": [said]}, {"sights": [said]}):
-            model = FakeChat(**first)
+            model = FakeChat("the lease: of 48,000 euros", **first)
             found = Reasoner(model, 40, 60, stand_in=True).glance("Is it the lease, or what Ada chairs?", HITS)
-            assert found is None and model.asked == [], said
+            assert found is None and len(model.asked) == asked, said
+
+
+TOWERS = [hit("a", "It was built in 1880.", "Oak Tower"), hit("b", "The tower of 1850 is of brick.", "Elm Tower")]
+
+
+def compared(question: str, plain: str, *replies):
+    model = FakeChat(*replies, plains=[plain])
+    return Reasoner(model, 40, 60, stand_in=True).glance(question, TOWERS), model
+
+
+def test_a_choice_is_worked_out_from_its_sides_alone_and_cites_each():
+    sides = "Oak Tower: built in 1880\n\nElm Tower: of 1850; Ash Tower: of 1700"
+    steps = "Older means built earlier. Of 1880 and 1850, 1850 is earlier. Answer: Elm Tower."
+    verdict, model = compared("Which is older, Oak Tower or Elm Tower?", "Oak Tower", sides, steps)
+    assert (verdict.answer, verdict.sufficient, verdict.thinking) == ("Elm Tower", True, f"{sides}\n\n{steps}")
+    assert [(c.source, c.quote) for c in verdict.citations] == [
+        ("Oak Tower", "It was built in 1880."),
+        ("Elm Tower", "The tower of 1850 is of brick."),
+    ]
+    asked, worked = model.asked
+    assert asked["messages"][-1]["content"].endswith(comparison.SIDES), "over the passages"
+    assert worked["messages"][-1]["content"] == (
+        "Oak Tower: built in 1880\nElm Tower: of 1850\nQuestion: Which is older, Oak Tower or Elm Tower?"
+    ), "without the passages, and without a tower that the question does not name"
+
+
+def test_a_comparison_that_comes_to_no_answer_is_thought_about():
+    sides = "Oak Tower: built in 1880\nElm Tower: of 1850"
+    for steps in ("Older means built earlier. Of 1880", "Answer: ", ""):
+        assert compared("Which is older, Oak Tower or Elm Tower?", "Oak Tower", sides, steps)[0] is None, steps
+
+
+def test_thoughts_that_end_in_yes_or_no_lead_to_a_comparison_after_other_examples():
+    sides, steps = "Oak Tower: built in 1880\nElm Tower: of 1850", "Two years. Answer: no"
+    model = FakeChat("Both are old towers.", "Yes", sides, steps)
+    verdict = Reasoner(model, 40, 60, stand_in=True).judge("Are Oak Tower and Elm Tower as old?", TOWERS)
+    assert (verdict.answer, len(verdict.citations), len(model.asked)) == ("no", 2, 4)
+    assert "Answer: yes" in str(model.asked[-1]["messages"]) and "Answer: Ann" not in str(model.asked[-1]["messages"])
 
 
 @pytest.mark.parametrize(
@@ -162,7 +201,8 @@ def test_a_choice_between_what_the_question_names_is_thought_about():
     ],
 )
 def test_a_stand_in_that_repeats_the_question_is_asked_for_less(answer, short, kept):
-    replies = ["Thoughts.", answer, *([] if short is None else [short]), {"words": ["Ada chairs the board"]}]
+    sides = [""] if answer.startswith("No") else []
+    replies = ["Thoughts.", answer, *sides, *([] if short is None else [short]), {"words": ["Ada chairs the board"]}]
     model = FakeChat(*replies)
     asked = "Was the lease of Ada or of Bo signed first?"
     verdict = Reasoner(model, 40, 60, stand_in=True).judge(asked, HITS)
@@ -380,7 +420,7 @@ def test_an_answer_inside_another_word_does_not_support_itself():
 
 def test_yes_is_cited_by_what_is_nearest_to_the_question():
     hits = [hit("a", "Short.\nMuch is said of the board. The harbour hall has a board of its own.")]
-    model = FakeChat("", "Yes", {"words": []})
+    model = FakeChat("", "Yes", "no sides", {"words": []})
     verdict = Reasoner(model, 40, 60, stand_in=True).judge("Has the harbour hall a board?", hits)
     assert [c.quote for c in verdict.citations] == ["The harbour hall has a board of its own."]
 
