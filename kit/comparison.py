@@ -77,7 +77,7 @@ def messages(sides: str, question: str, whether: bool) -> list[dict]:
 
 def result(steps: str) -> str:
     """The answer at the end of `steps`, or "" where they do not come to one."""
-    return steps.partition(RESULT)[2].strip(" .\n") if RESULT in steps else ""
+    return steps.partition(RESULT)[2].strip(" .\n")
 
 
 def _asked(sides: str, question: str) -> dict:
