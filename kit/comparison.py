@@ -1,12 +1,24 @@
 """A comparison, worked out line by line: what a small model cannot do at one glance.
 
 Asked which of two towers is taller, with both heights before it, a model of 1.5 billion parameters takes the one that
-is named first. So it first writes a line for each of the two, and then, with nothing but these lines before it,
-follows worked examples: what the question's word means, the two values, the answer. (Examples that show the steps:
-Wei et al., arXiv 2201.11903. What this brings: benchmarks/README.md, "Comparisons".)
+is named first; asked whether a tower is in Paris, it says yes. So it first writes a line for each of the two, and then,
+with nothing but these lines before it, follows worked examples: what the question's word means, the two values, the
+answer. A yes or no about one thing is worked out from a statement about it. (Examples that show the steps: Wei et al.,
+arXiv 2201.11903. What this brings: benchmarks/README.md, "Comparisons" and "Yes or no".)
 """
 
+import re
+
 from kit.llm import inert
+
+# "Was it built in 1880?", but not "Was it the oak or the elm?", "Can you tell me who did?" or "Is it known who did?"
+_WHETHER = re.compile(
+    r"(?:is|are|was|were|do|does|did|has|have|had|can|could|may|might|must|should|will|would)\b(?! you\b)"
+    r"(?!.*\b(?:or|(?:and|clear|known|know|out|say|tell)(?: me| us)? "
+    r"(?:what|which|who|whom|whose|when|where|why|how))\b)",
+    re.IGNORECASE | re.DOTALL,
+)
+YES_OR_NO = re.compile(r"(?:yes|no)\b", re.IGNORECASE)  # how an answer begins
 
 SIDES = (
     "For each thing that the question compares, write one line: its name, a colon, and only what the passages state of "
@@ -40,7 +52,7 @@ _WHICH = (
         "First means earlier. Of 1911 (Nord) and 1934 (West), 1911 is earlier. Answer: Nord",
     ),
 )
-_WHETHER = (
+_ALIKE = (
     (
         "Lund: a town in Sweden\nOslo: the capital of Norway",
         "Are Lund and Oslo in the same country?",
@@ -62,23 +74,63 @@ _WHETHER = (
         "Nord: 1934. West: 1934. This is one year. Answer: yes",
     ),
 )
+_TRUE = (
+    (
+        "Mill: It is 40 metres high and was built by Ann Lee.",
+        "Is the mill more than 30 metres high?",
+        "It is 40 metres high. 40 is more than 30. Answer: yes",
+    ),
+    (
+        "Bo: He was born in Lund and lived in Oslo.",
+        "Was Bo born in Oslo?",
+        "He was born in Lund. Lund is not Oslo. Answer: no",
+    ),
+    (
+        "Kim: She wrote two plays, which were a success.",
+        "Did Kim write plays?",
+        "She wrote two plays. So she did. Answer: yes",
+    ),
+    (
+        "Mill: It is 40 metres high and was built by Ann Lee.",
+        "Was the mill built by Bo?",
+        "It was built by Ann Lee. Ann Lee is not Bo. Answer: no",
+    ),
+    (
+        "Nord: The shop opened in May 1934.",
+        "Was Nord open in 1950?",
+        "It opened in 1934. 1934 is before 1950. Answer: yes",
+    ),
+    (
+        "West: The shop has 12 rooms, and guests may not smoke.",
+        "Does West have more than 20 rooms?",
+        "It has 12 rooms. 12 is less than 20. Answer: no",
+    ),
+)
 
 
-def messages(sides: str, question: str, whether: bool) -> list[dict]:
-    """The messages that ask for the comparison of `sides`, a line each, after examples of the same kind.
+def asks_whether(question: str) -> bool:
+    """Whether `question` is to be answered by yes or no, as far as its English form tells."""
+    return bool(_WHETHER.match(re.split(r"[.?!]\s+", question.strip())[-1]))
 
-    `whether` it is to end in yes or no, instead of in one of the two. The examples come first, as they stay the same.
+
+def messages(lines: str, question: str, whether: bool) -> list[dict]:
+    """The messages that ask for the answer to `question` from `lines` alone, after examples of the same kind.
+
+    `whether` it is to be yes or no, of one line or of several, instead of one of two things, of which each has a
+    line. The examples come first, as they stay the same.
     """
+    examples = (_ALIKE if "\n" in lines else _TRUE) if whether else _WHICH
     shown = []
-    for lines, asked, steps in _WHETHER if whether else _WHICH:
-        shown += [_asked(lines, asked), {"role": "assistant", "content": steps}]
-    return [*shown, _asked(sides, question)]
+    for told, asked, steps in examples:
+        shown += [_asked(told, asked), {"role": "assistant", "content": steps}]
+    return [*shown, _asked(lines, question)]
 
 
 def result(steps: str) -> str:
-    """The answer at the end of `steps`, or "" where they do not come to one."""
-    return steps.partition(RESULT)[2].strip(" .\n")
+    """The answer at the end of `steps`, or the yes or no that they begin with, or "" where they come to none."""
+    said = YES_OR_NO.match(steps)
+    return steps.partition(RESULT)[2].strip(" .\n") or (said[0] if said else "")
 
 
-def _asked(sides: str, question: str) -> dict:
-    return {"role": "user", "content": inert(f"{sides}\nQuestion: {question}")}
+def _asked(lines: str, question: str) -> dict:
+    return {"role": "user", "content": inert(f"{lines}\nQuestion: {question}")}

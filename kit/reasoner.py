@@ -2,11 +2,11 @@
 
 A stand-in is first asked without a thought, as in plain RAG: a small model that thinks talks itself out of what
 stands there plainly. Where it answers, and answers the same once more, that is the answer, unless it only chooses
-between things that the question names, for it takes the first one: these it sets side by side (`kit.comparison`), as
-it does before a yes or no. Where it does not answer, it is asked whether the passages hold one: if hardly, other
-words are searched for, else it thinks. Where the answer names another document, it reads on there: small models stop
-at the first link of a chain. And before an answer is handed out, it is asked over nothing but what the answer rests on
-whether an answer is there at all.
+between things that the question names, for it takes the first one: these it sets side by side (`kit.comparison`). Nor
+is it left to say yes, as it would to most that it is asked: a yes or no is worked out as well. Where it does not
+answer, it is asked whether the passages hold one: if hardly, other words are searched for, else it thinks. Where the
+answer names another document, it reads on there: small models stop at the first link of a chain. And before an answer
+is handed out, it is asked over nothing but what the answer rests on whether an answer is there at all.
 
 A judgement has three parts over one prefix. The model thinks freely within a budget; it goes on, in
 the same turn, to its answer; then it is asked for a verdict that a JSON schema holds: the words of
@@ -33,6 +33,7 @@ SYSTEM = (
     "Where documents disagree, the later one holds."
 )
 CHECK = "Is the answer to the question in the passages, or can it be worked out from them? Reply with yes or no."
+SPEAK = "Do the passages speak of what the question asks about? Reply with yes or no."  # of what CHECK denies if untrue
 THINK = "Think briefly: which sentences of the passages state what the question asks for, and what do they say?"
 WORK_OUT = " If a number has to be worked out from them, write down the calculation."
 ANSWER = 'The answer in a few words: "'  # how the model's own turn goes on; an open quote keeps it from a sentence
@@ -53,6 +54,7 @@ RESULT_TOKENS = 60  # an answer is short
 LIKELIEST = 8  # first tokens of a word whose probabilities are looked at: "Yes", " yes", "YES" are three
 SURE = 0.47  # P(yes) below which the passages are taken not to hold the answer (see benchmarks/README.md)
 SURE_ALONE = 0.35  # the same over nothing but what an answer cites: of fewer passages a yes is less likely
+SPOKEN = 0.35  # P(yes) to SPEAK below which they are taken not to speak of it
 MARKS = ".…,;:?!()\"'“”‘’"  # around words, and no part of them
 TOLD = 0.7  # share of a quote's words that must be exceeded, where they do not stand in one piece
 YEAR = re.compile(r"1\d{3}|20\d\d")
@@ -106,18 +108,20 @@ class Reasoner:
         """The verdict of a stand-in that has not thought: a short answer, or no answer; None where it should think.
 
         The model is asked plainly, and again with its turn opened. Where the two differ it should think: one of them
-        may come from an order in the passages. Where it only chooses, it compares. Where it declines, that is the
-        verdict if there is `more` to read or a `doubt`. The passages are then in the engine's cache for `judge`.
-        Raises what `judge` raises.
+        may come from an order in the passages. Where it only chooses, or is asked for a yes or no, it compares. Where
+        it declines, that is the verdict if there is `more` to read or a `doubt`. The passages are then in the engine's
+        cache for `judge`. Raises what `judge` raises.
         """
         if not self.stand_in:
             return None
+        if comparison.asks_whether(question):
+            near = hits if more else _nearest_page(question, hits)
+            unspoken = self._unless(prompt(question, near, notes, SPEAK), SPOKEN, question, more)
+            return unspoken or self._compared(question, hits, notes, whether=True)
         messages, opened = prompt(question, hits, notes, PLAIN), ""
         if answer := self._plainly(messages):
-            if _is_yes_or_no(answer):
-                return None
             if chooses(answer, question):
-                return self._compared(question, hits, notes, whether=False)
+                return self._compared(question, hits, notes, _is_yes_or_no(answer))
             if not _agree(answer, opened := self._answer(messages, "")):
                 return None
             if verdict := self._sufficient(question, hits, messages, answer):
@@ -128,10 +132,10 @@ class Reasoner:
             return doubt
         answer = opened or self._answer(messages, "")
         number = _numbers(answer) and not YEAR.fullmatch(answer)  # often to be worked out; a year is only looked up
-        if not answer or number or _declines(answer) or _is_yes_or_no(answer):
+        if not answer or number or _declines(answer):
             return None
         if chooses(answer, question):
-            return self._compared(question, hits, notes, whether=False)
+            return self._compared(question, hits, notes, _is_yes_or_no(answer))
         return self._sufficient(question, hits, messages, answer)
 
     def doubt(
@@ -146,12 +150,18 @@ class Reasoner:
 
         It is asked whether they do: if "yes" is less likely than `sure`, the verdict has other words to search with,
         unless there is `more` to read. The fewer passages, the better it knows: with what it cites alone before it,
-        it takes back most answers to questions that have none. (Probabilities as a measure of what a model knows:
-        Kadavath et al., arXiv 2207.05221.) Of a server that tells none, the word itself counts. Raises what `judge`
-        raises.
+        it takes back most answers to questions that have none. Of a yes or no nothing is asked: it would deny what is
+        not so, and `glance` has asked whether it is spoken of at all. (Probabilities as a measure of what a model
+        knows: Kadavath et al., arXiv 2207.05221.) Of a server that tells none, the word itself counts. Raises what
+        `judge` raises.
         """
-        asked = prompt(question, hits, notes, CHECK)
-        if not self.stand_in or self._believes(asked, sure):
+        if not self.stand_in or comparison.asks_whether(question):
+            return None
+        return self._unless(prompt(question, hits, notes, CHECK), sure, question, more)
+
+    def _unless(self, asked: list[dict], sure: float, question: str, more: bool) -> Verdict | None:
+        """None if the model says yes to `asked`, else a verdict without an answer."""
+        if self._believes(asked, sure):
             return None
         if more:
             return Verdict("", False, "", "")
@@ -190,14 +200,21 @@ class Reasoner:
         return self._supported(question, hits, messages, thinking, answer)
 
     def _compared(self, question: str, hits: Sequence[Hit], notes: Sequence[Citation], whether: bool) -> Verdict | None:
-        """The verdict on which of two it is, or `whether` it is so, from a comparison; None where there are no two."""
+        """The verdict on which of two it is, or `whether` it is so, from lines on both, or from one statement.
+
+        None where it comes to no answer. The statement, for a yes or no alone, is the one nearest to the question: a
+        line that a small model writes about a single thing says what the question says.
+        """
         said = self._think(prompt(question, hits, notes, comparison.SIDES))
-        if len(sides := _sides(said, question)) < 2:
-            return None
-        steps = self._think(comparison.messages("\n".join(sides), question, whether))
+        lines = _sides(said, question)
+        cited = _nearest(lines, question, hits)
+        if len(lines) < 2:
+            cited = _nearest([question], question, hits) if whether else []
+            lines = [f"{citation.source}: {citation.quote}" for citation in cited]
+        steps = self._think(comparison.messages("\n".join(lines), question, whether)) if lines else ""
         if not (answer := comparison.result(steps)):
             return None
-        return Verdict(answer, True, "", f"{said}\n\n{steps}", tuple(dict.fromkeys(_nearest(sides, question, hits))))
+        return Verdict(answer, True, "", f"{said}\n\n{steps}", tuple(dict.fromkeys(cited)))
 
     def _believes(self, asked: list[dict], sure: float) -> bool:
         with self.model.heard_by(None):
@@ -318,7 +335,7 @@ def _sides(said: str, question: str) -> list[str]:
 
 
 def _is_yes_or_no(answer: str) -> bool:
-    return bool(re.match(r"(yes|no)\b", answer, re.IGNORECASE))
+    return bool(comparison.YES_OR_NO.match(answer))
 
 
 def _agree(one: str, other: str) -> bool:
@@ -434,6 +451,12 @@ def _nearest(quotes: Sequence[str], question: str, hits: Sequence[Hit]) -> list[
     every = set().union(*(words for _, words in stated))
     wanted = [_words(quote) & every or _words(question) for quote in quotes]
     return [max(stated, key=lambda pair: len(words & pair[1]))[0] for words in wanted if stated]
+
+
+def _nearest_page(question: str, hits: Sequence[Hit]) -> list[Hit]:
+    """The passages of the page with the statement nearest to `question`: to ten of them a small model says yes."""
+    ids = {citation.id for citation in _nearest([question], question, hits)}
+    return [hit for page in pages(hits) if page[0].id in ids for hit in page]
 
 
 def _stated(hits: Sequence[Hit]) -> list[tuple[Citation, set[str]]]:

@@ -142,11 +142,66 @@ def test_between_a_doubt_and_an_answer_the_model_is_to_think():
 
 
 def test_a_choice_between_what_the_question_names_is_thought_about_where_its_sides_do_not_stand_there():
-    for said, asked in (("the lease", 1), ("Yes", 0), ("No, it is not.", 0), ("Ada chairs", 1)):
+    for said in ("the lease", "Ada chairs"):
         for first in ({"plains": [said]}, {"sights": [said]}):
             model = FakeChat("the lease: of 48,000 euros", **first)
             found = Reasoner(model, 40, 60, stand_in=True).glance("Is it the lease, or what Ada chairs?", HITS)
-            assert found is None and len(model.asked) == asked, said
+            assert found is None and len(model.asked) == 1, said
+
+
+def whether(question: str, *replies, speak="Yes", more=False):
+    model = FakeChat(*replies, checks=[speak])
+    return Reasoner(model, 40, 60, stand_in=True).glance(question, HITS, more=more), model
+
+
+def test_a_yes_or_no_about_one_thing_is_worked_out_from_the_nearest_statement():
+    said, steps = "Ada: yes, she chairs the fleet", "She chairs the board. The board is not the fleet. Answer: no"
+    verdict, model = whether("Does Ada chair the fleet?", said, steps)
+    assert (verdict.answer, verdict.thinking) == ("no", f"{said}\n\n{steps}")
+    assert [(c.source, c.quote) for c in verdict.citations] == [("minutes.pdf", "Ada chairs the board.")]
+    asked = [call["messages"][-1]["content"] for call in model.asked]
+    assert asked[0].endswith(comparison.SIDES) and asked[1] == (
+        "minutes.pdf: Ada chairs the board.\nQuestion: Does Ada chair the fleet?"
+    ), "the model's own line is not believed"
+    assert whether("Does Ada chair the board?", said, "Yes, Ada does.")[0].answer == "Yes"
+    assert whether("Does Ada chair the board?", said, "Ada is Ada.")[0] is None, "it comes to no answer"
+
+
+def test_a_yes_or_no_that_nothing_speaks_of_is_declined():
+    verdict, model = whether("Does Ada own a dog?", {"search": "Ada dog"}, speak={"Yes": 0.34, "No": 0.66})
+    assert (verdict.sufficient, verdict.better_query, len(model.asked)) == (False, "Ada dog", 1)
+    verdict, model = whether("Does Ada own a dog?", speak={"Yes": 0.34, "No": 0.66}, more=True)
+    assert (verdict.sufficient, verdict.better_query, model.asked) == (False, "", []), "there is more to read"
+    verdict, model = whether("Does Ada own a dog?", "Ada: no dog", "Answer: no", speak={"Yes": 0.36, "No": 0.64})
+    assert verdict.answer == "no"
+    assert Reasoner(model, 40, 60, stand_in=True).doubt("Does Ada own a dog?", HITS) is None, "it was asked before"
+
+
+def test_an_answer_of_yes_to_another_form_of_question_is_worked_out_as_well():
+    for first in ({"plains": ["Yes, she does."]}, {"sights": ["Yes"]}):
+        model = FakeChat("Ada: chairs the board", "She chairs the board. Answer: no", **first)
+        verdict = Reasoner(model, 40, 60, stand_in=True).glance("Ada chairs the fleet, I hear?", HITS)
+        assert verdict.answer == "no", first
+
+
+@pytest.mark.parametrize(
+    ("question", "whether"),
+    [
+        ("Was it built in 1880?", True),
+        ("I was told that it leaks. Is that true?", True),
+        ("Do I need a receipt when a meal costs less?", True),
+        ("Is this the house where she was born?", True),
+        ("Was it the oak or the elm?", False),
+        ("Can you tell me who built it?", False),
+        ("Is it known who built it?", False),
+        ("Is there Wi-Fi on board, and what does it cost?", False),
+        ("Who built it?", False),
+        ("Wasn't told", False),
+        ("", False),
+    ],
+)
+def test_a_question_for_yes_or_no_is_known_by_its_form(question, whether):
+    assert comparison.asks_whether(question) is whether
 
 
 TOWERS = [hit("a", "It was built in 1880.", "Oak Tower"), hit("b", "The tower of 1850 is of brick.", "Elm Tower")]
@@ -182,7 +237,7 @@ def test_a_comparison_that_comes_to_no_answer_is_thought_about():
 def test_thoughts_that_end_in_yes_or_no_lead_to_a_comparison_after_other_examples():
     sides, steps = "Oak Tower: built in 1880\nElm Tower: of 1850", "Two years. Answer: no"
     model = FakeChat("Both are old towers.", "Yes", sides, steps)
-    verdict = Reasoner(model, 40, 60, stand_in=True).judge("Are Oak Tower and Elm Tower as old?", TOWERS)
+    verdict = Reasoner(model, 40, 60, stand_in=True).judge("Oak Tower and Elm Tower are as old?", TOWERS)
     assert (verdict.answer, len(verdict.citations), len(model.asked)) == ("no", 2, 4)
     assert "Answer: yes" in str(model.asked[-1]["messages"]) and "Answer: Ann" not in str(model.asked[-1]["messages"])
 
@@ -201,8 +256,14 @@ def test_thoughts_that_end_in_yes_or_no_lead_to_a_comparison_after_other_example
     ],
 )
 def test_a_stand_in_that_repeats_the_question_is_asked_for_less(answer, short, kept):
-    sides = [""] if answer.startswith("No") else []
-    replies = ["Thoughts.", answer, *sides, *([] if short is None else [short]), {"words": ["Ada chairs the board"]}]
+    worked_out = ["", ""] if answer.startswith("No") else []
+    replies = [
+        "Thoughts.",
+        answer,
+        *worked_out,
+        *([] if short is None else [short]),
+        {"words": ["Ada chairs the board"]},
+    ]
     model = FakeChat(*replies)
     asked = "Was the lease of Ada or of Bo signed first?"
     verdict = Reasoner(model, 40, 60, stand_in=True).judge(asked, HITS)
@@ -420,7 +481,7 @@ def test_an_answer_inside_another_word_does_not_support_itself():
 
 def test_yes_is_cited_by_what_is_nearest_to_the_question():
     hits = [hit("a", "Short.\nMuch is said of the board. The harbour hall has a board of its own.")]
-    model = FakeChat("", "Yes", "no sides", {"words": []})
+    model = FakeChat("", "Yes", "no sides", "", {"words": []})
     verdict = Reasoner(model, 40, 60, stand_in=True).judge("Has the harbour hall a board?", hits)
     assert [c.quote for c in verdict.citations] == ["The harbour hall has a board of its own."]
 
