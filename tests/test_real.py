@@ -138,6 +138,12 @@ def test_what_no_document_holds_is_not_answered(assistant):
     assert (answer.answered, answer.sources) == (False, [])
 
 
+def test_what_is_so_is_affirmed_and_what_is_not_so_is_not(assistant):
+    for master, ship in (("Anneli Räsänen", "Kittiwake"), ("Anneli Räsänen", "Solveig")):
+        answer = assistant.ask(f"Is {master} the senior master of {ship}?")
+        assert answer.answer.lower().startswith("yes") == (ship == "Kittiwake"), answer
+
+
 def test_both_roles_share_one_loaded_model(assistant):
     assistant.ask(single(2)["question"])
     assert assistant.ask(single(3)["question"]).usage["load_seconds"] < 0.2 * 8
