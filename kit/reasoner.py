@@ -33,7 +33,7 @@ SYSTEM = (
     "Where documents disagree, the later one holds."
 )
 CHECK = "Is the answer to the question in the passages, or can it be worked out from them? Reply with yes or no."
-SPEAK = "Do the passages speak of what the question asks about? Reply with yes or no."  # of what CHECK denies if untrue
+SPEAK = "Do the passages speak of what the question asks about? Reply with yes or no."  # also of what is not so
 THINK = "Think briefly: which sentences of the passages state what the question asks for, and what do they say?"
 WORK_OUT = " If a number has to be worked out from them, write down the calculation."
 ANSWER = 'The answer in a few words: "'  # how the model's own turn goes on; an open quote keeps it from a sentence
@@ -177,7 +177,7 @@ class Reasoner:
         `judge` raises.
         """
         answer = self._answer(prompt(question, hits, verdict.citations, PLAIN), "")
-        led = [f"{note.source}: {note.quote}" for note in verdict.citations]
+        led = [_line(note) for note in verdict.citations]
         told = [(answer, verdict.answer), *((line, answer) for line in led)]
         known = any(find_quote(text, quote, whole=True) for text, quote in told)
         quoted = [] if known or _declines(answer) else _itself(answer, question, hits)
@@ -206,12 +206,13 @@ class Reasoner:
         line that a small model writes about a single thing says what the question says.
         """
         said = self._think(prompt(question, hits, notes, comparison.SIDES))
-        lines = _sides(said, question)
-        cited = _nearest(lines, question, hits)
-        if len(lines) < 2:
-            cited = _nearest([question], question, hits) if whether else []
-            lines = [f"{citation.source}: {citation.quote}" for citation in cited]
-        steps = self._think(comparison.messages("\n".join(lines), question, whether)) if lines else ""
+        if len(lines := _sides(said, question)) > 1:
+            cited = _nearest(lines, question, hits)
+        elif whether and (cited := _nearest([question], question, hits)):
+            lines = [_line(citation) for citation in cited]
+        else:
+            return None
+        steps = self._think(comparison.messages("\n".join(lines), question, whether))
         if not (answer := comparison.result(steps)):
             return None
         return Verdict(answer, True, "", f"{said}\n\n{steps}", tuple(dict.fromkeys(cited)))
@@ -384,6 +385,11 @@ def _passages(hits: Sequence[Hit]) -> list[str]:
 def _named(place: Hit | Citation) -> str:
     """A source and its page on one line: the title of a .jsonl row is anybody's text."""
     return " ".join(cite(place.source, place.page).split())
+
+
+def _line(citation: Citation) -> str:
+    """A quote behind the name of its source, on one line."""
+    return " ".join(f"{citation.source}: {citation.quote}".split())
 
 
 def find_quote(text: str, quote: str, whole: bool = False) -> str:

@@ -139,8 +139,8 @@ def test_what_no_document_holds_is_not_answered(assistant):
 
 
 def test_what_is_so_is_affirmed_and_what_is_not_so_is_not(assistant):
-    for master, ship in (("Anneli Räsänen", "Kittiwake"), ("Anneli Räsänen", "Solveig")):
-        answer = assistant.ask(f"Is {master} the senior master of {ship}?")
+    for ship in ("Kittiwake", "Solveig"):
+        answer = assistant.ask(f"Is Anneli Räsänen the senior master of {ship}?")
         assert answer.answer.lower().startswith("yes") == (ship == "Kittiwake"), answer
 
 

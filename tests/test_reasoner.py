@@ -167,6 +167,14 @@ def test_a_yes_or_no_about_one_thing_is_worked_out_from_the_nearest_statement():
     assert whether("Does Ada chair the board?", said, "Ada is Ada.")[0] is None, "it comes to no answer"
 
 
+def test_a_statement_stays_one_line_whatever_the_title_of_its_source():
+    model = FakeChat("", "Answer: no")
+    hits = [hit("a", "Ada chairs the board.", "Minutes\nof May", None)]
+    Reasoner(model, 40, 60, stand_in=True).glance("Does Ada chair the fleet?", hits)
+    asked = model.asked[-1]["messages"][-1]["content"]
+    assert asked == "Minutes of May: Ada chairs the board.\nQuestion: Does Ada chair the fleet?"
+
+
 def test_a_yes_or_no_that_nothing_speaks_of_is_declined():
     verdict, model = whether("Does Ada own a dog?", {"search": "Ada dog"}, speak={"Yes": 0.34, "No": 0.66})
     assert (verdict.sufficient, verdict.better_query, len(model.asked)) == (False, "Ada dog", 1)
