@@ -24,7 +24,7 @@ from pathlib import Path
 from machine import machine
 from original import Original
 
-from kit import agent, comparison, engine, evaluation, index, llm, reasoner, retriever
+from kit import agent, comparison, engine, evaluation, evidence, index, llm, reasoner, retriever
 from kit.agent import Assistant
 from kit.config import Profile, load_profile
 from kit.index import Embedder, Index
@@ -183,7 +183,7 @@ def _quoted(search: Retriever, found: dict) -> dict:
     """How many quotes an answer has, and how many of them stand word for word in what the index has of their place."""
     quotes = [source for source in found["sources"] if source["quote"]]
     stand = [
-        any(reasoner.find_quote(retriever.joined(page), source["quote"]) for page in retriever.pages(hits))
+        any(evidence.find_quote(retriever.joined(page), source["quote"]) for page in retriever.pages(hits))
         for source in quotes
         for hits in [search.passages([source])]
     ]
@@ -211,7 +211,7 @@ def _warm(assistant: Assistant) -> None:
 
 def _answering() -> str:
     """A sum over the modules that answer, prompts among them: rows of another state of them are not mixed in."""
-    modules = (reasoner, comparison, agent, retriever, index, llm)
+    modules = (reasoner, comparison, evidence, agent, retriever, index, llm)
     return hashlib.sha256(b"".join(Path(module.__file__).read_bytes() for module in modules)).hexdigest()[:12]
 
 

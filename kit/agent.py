@@ -19,8 +19,9 @@ from smolagents.models import ChatMessage, MessageRole
 from smolagents.monitoring import Timing
 
 from kit.config import KitError, Profile
+from kit.evidence import Citation, find_quote
 from kit.llm import ChatModel, Usage
-from kit.reasoner import NOT_FOUND, SURE_ALONE, Citation, Reasoner, Verdict, chooses, find_quote, plain_answer
+from kit.reasoner import NOT_FOUND, SURE_ALONE, Reasoner, Verdict, chooses, plain_answer
 from kit.retriever import Hit, Retriever
 
 MODES = ("closed", "rag", "reasoner", "agentic")

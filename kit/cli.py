@@ -9,7 +9,7 @@ import logging
 import sys
 import warnings
 
-from kit import __version__, commands
+from kit import __version__, commands, queries
 from kit.client import PORTS
 from kit.config import KitError, load_profile
 
@@ -241,7 +241,7 @@ def _add_serving(actions) -> None:
     asked = actions.add_parser("query", help=summary, description=summary).add_subparsers(
         dest="what", required=True, metavar="WHAT"
     )
-    for name, query in commands.QUERIES.items():
+    for name, query in queries.QUERIES.items():
         sub = _command(asked, name, commands.query, query.about, *[_k] * (query.text == "QUERY"))
         sub.add_argument("--url", metavar="URL", help="of the service (default: this machine, its usual port)")
         if query.text:

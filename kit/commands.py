@@ -9,11 +9,11 @@ import hashlib
 import json
 import sys
 import threading
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
+from kit import printed, queries
 from kit.client import PORTS
 from kit.config import KitError, expanded, remember_profile, service_tokens
 
@@ -31,7 +31,7 @@ def setup(args, profile) -> int:
     _say(f"Profile {profile.name}: {profile.why}.")
     result = models.setup(profile)
     remember_profile(profile, args.profile)
-    _print(args, result, _setup_text)
+    _print(args, result, printed.setup)
     return 0
 
 
@@ -40,7 +40,7 @@ def doctor(args, profile) -> int:
 
     checks = doctor.check(profile)
     ok = all(check["ok"] for check in checks)
-    _print(args, {"ok": ok, "checks": checks}, _doctor_text)
+    _print(args, {"ok": ok, "checks": checks}, printed.doctor)
     return 0 if ok else 1
 
 
@@ -51,13 +51,13 @@ def ingest(args, profile) -> int:
     overlap = args.chunk_overlap if args.chunk_overlap is not None else profile.chunk_overlap
     with Index.create(_folder(args, profile), Embedder(profile.embedding_path), size, overlap) as index:
         result = index.ingest(args.paths)
-    _print(args, result, _ingest_text)
+    _print(args, result, printed.ingest)
     return 0
 
 
 def search(args, profile) -> int:
     hits = _retriever(args, profile).search(args.query, args.k or profile.k)
-    _print(args, {"hits": [asdict(hit) for hit in hits]}, _search_text)
+    _print(args, {"hits": [asdict(hit) for hit in hits]}, printed.passages)
     return 0
 
 
@@ -127,15 +127,10 @@ def serve(args, profile) -> int:
 def query(args, profile) -> int:
     from kit.client import Client
 
-    asked = QUERIES[args.what]
+    asked = queries.QUERIES[args.what]
     client = Client(args.url or f"http://127.0.0.1:{PORTS[asked.service]}", next(iter(service_tokens()), ""))
     _print(args, asked.ask(client, args, profile), asked.show)
     return 0
-
-
-def _forget(client, thread: str) -> dict:
-    client.clear(thread)
-    return {"cleared": thread}
 
 
 def distill_questions(args, profile) -> int:
@@ -154,7 +149,7 @@ def distill_questions(args, profile) -> int:
     with _engine(profile) as (_, url):
         model = chat_model(profile, "primary", url)
         result = distill.questions(documents, model, embed, args.out, args.count, known, args.kinds, templates)
-    _print(args, result | {"stand_in_teacher": profile.stand_in}, _distill_text)
+    _print(args, result | {"stand_in_teacher": profile.stand_in}, printed.distillation)
     return 0
 
 
@@ -170,7 +165,7 @@ def distill_traces(args, profile) -> int:
         model = chat_model(profile, "reasoner", url)
         teacher = Reasoner(model, profile.thinking_tokens, profile.answer_tokens, profile.stand_in)
         result = distill.traces(asked, retriever, teacher, args.k or profile.k, args.out, args.tries)
-    _print(args, result | {"stand_in_teacher": profile.stand_in}, _distill_text)
+    _print(args, result | {"stand_in_teacher": profile.stand_in}, printed.distillation)
     return 0
 
 
@@ -197,7 +192,7 @@ def finetune(args, profile) -> int:
     if profile.provider == "ollama":
         with engine.running(profile) as server:
             result["profile"] = str(finetune.into_ollama(args.out, args.name, profile, server.url))
-    _print(args, result, _finetune_text)
+    _print(args, result, printed.finetuning)
     return 0
 
 
@@ -214,12 +209,6 @@ def _questions(path: str) -> tuple[list[dict], list[dict]]:
     for line in left_out:
         _say(line["error"])
     return rows, left_out
-
-
-def _written(kind: str, data: dict) -> None:
-    """What a service does and writes, for somebody who watches."""
-    if sys.stderr.isatty():
-        print(data["text"] if kind == "token" else f"\n… {data}\n", end="", file=sys.stderr, flush=True)
 
 
 def evaluate(args, profile) -> int:
@@ -240,7 +229,7 @@ def evaluate(args, profile) -> int:
         result["retrieval"] = evaluation.retrieval(questions, assistant.retriever.search, profile.k)
     plots = evaluation.plot(result, args.out)
     result |= {"stand_in_reasoner": profile.stand_in, "left_out": left_out, "plots": [str(path) for path in plots]}
-    _print(args, result, _evaluate_text)
+    _print(args, result, printed.evaluation)
     return 0
 
 
@@ -309,169 +298,3 @@ def _event(kind: str, details: dict) -> None:
 
 def _print(args, result: dict, text) -> None:
     print(json.dumps(result, ensure_ascii=False) if args.json else text(result))
-
-
-def _setup_text(result: dict) -> str:
-    engine = result["engine"]
-    lines = [f"profile  {result['profile']} ({result['why']})"]
-    if engine:
-        lines.append(f"engine   Ollama {engine['version']}, {engine['source']}: {engine['path']}")
-    lines += [f"{m['role']:<8} {m['name']}, window {m['num_ctx']}, {m['source']}" for m in result["models"]]
-    return "\n".join([*lines, f"Ready after {result['seconds']:.0f} s."])
-
-
-def _doctor_text(result: dict) -> str:
-    lines = []
-    for check in result["checks"]:
-        lines.append(f"{'OK  ' if check['ok'] else 'FAIL'} {check['name']}: {check['detail']}")
-        if not check["ok"]:
-            lines.append(f"     → {check['remedy']}")
-    return "\n".join(lines)
-
-
-def _ingest_text(result: dict) -> str:
-    lines = [
-        f"{result['files']} files, {result['pages']} pages, {result['chunks']} chunks in the index after "
-        f"{result['seconds']:.1f} s ({result['added']} added, {result['unchanged']} unchanged, "
-        f"{result['removed']} removed, {len(result['failed'])} failed)"
-    ]
-    return "\n".join(lines + [f"failed: {f['file']}: {f['error']}" for f in result["failed"]])
-
-
-def _evaluate_text(result: dict) -> str:
-    columns = {
-        "n": "n",
-        "errors": "errors",
-        "em": "em",
-        "f1": "f1",
-        "abstention_recall": "declined right",
-        "answerable_declined": "declined wrong",
-    }
-    columns |= {"calls": "calls", "prompt_tokens": "read", "output_tokens": "written", "seconds_p50": "s p50"}
-    columns |= {"seconds_p90": "s p90"}
-    lines = [["mode", *columns.values()]]
-    lines += [
-        [mode, *("" if row[key] is None else f"{row[key]:g}" for key in columns)]
-        for mode, row in result["modes"].items()
-    ]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    table = ["  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
-    tests = [
-        f"{t['b']} against {t['a']}, {t['type']}: {t['measure']} {t['delta']:+.3f} (p {t['p']:.4f}, {t['test']})"
-        for t in result["paired"]
-    ]
-    found = ", ".join(f"{name} {value}" for name, value in result["retrieval"].items())
-    played = ["The reasoner is a stand-in: these figures are not those of a reasoning model."] * result[
-        "stand_in_reasoner"
-    ]
-    return "\n".join([*table, "", *tests, "", f"retrieval: {found}", *result["plots"], *played])
-
-
-def _finetune_text(result: dict) -> str:
-    loss = result["loss"]
-    lines = [
-        f"{result['rows']} rows, {result['too_long']} too long, {result['leaked']} too much like a test question",
-        f"{result['steps']} steps in {result['seconds']:.0f} s"
-        + (f", loss {loss['first']:.3f} to {loss['last']:.3f}" if loss else ""),
-    ]
-    if result["profile"]:
-        lines.append(f"now: kit setup --profile {result['profile']}; kit ask --profile {result['profile']} QUESTION")
-    return "\n".join(lines)
-
-
-def _distill_text(result: dict) -> str:
-    kinds = ", ".join(f"{kind} {n}" for kind, n in result["by_type"].items())
-    lines = [f"{result['accepted']} accepted ({kinds})"]
-    lines += [f"rejected, {reason}: {n}" for reason, n in result["rejected"].items()]
-    played = ["The teacher is a stand-in: a small general model."] * result["stand_in_teacher"]
-    return "\n".join(lines + played)
-
-
-def _search_text(result: dict) -> str:
-    from kit.retriever import cite
-
-    return "\n\n".join(
-        f"{n}. {cite(hit['source'], hit['page'])} (score {hit['score']:.3f})\n{hit['text']}"
-        for n, hit in enumerate(result["hits"], 1)
-    )
-
-
-def _rag_text(result: dict) -> str:
-    from kit import chat
-    from kit.agent import Answer
-
-    return chat.format_answer(Answer(**result))
-
-
-def _thread_text(result: dict) -> str:
-    return f"{result['id']}  {result['turns']} turns  {result['title'] or ''}".rstrip()
-
-
-def _found(client, args, profile) -> dict:
-    return client.search(args.text, args.k or profile.k)
-
-
-@dataclass(frozen=True)
-class Query:
-    """What `kit query` asks of `service`: its argument, what it is, how it is asked, and how it is shown."""
-
-    service: str
-    text: str
-    about: str
-    ask: Callable
-    show: Callable[[dict], str]
-
-
-QUERIES = {
-    "vector-store": Query("vector-store", "QUERY", "Passages near to a query by meaning.", _found, _search_text),
-    "passages": Query(
-        "vector-store",
-        "SOURCE",
-        "Every passage of a source, as the index holds them.",
-        lambda client, args, _: client.passages(args.text, args.page),
-        _search_text,
-    ),
-    "retriever": Query("retriever", "QUERY", "Passages by meaning and by words.", _found, _search_text),
-    "documents": Query(
-        "retriever",
-        "QUERY",
-        "Whole documents, found by their passages.",
-        lambda client, args, profile: client.documents(args.text, args.k or profile.k, args.n),
-        _search_text,
-    ),
-    "rag": Query(
-        "rag",
-        "QUESTION",
-        "An answer, with its sources; what is done and written shows on a terminal.",
-        lambda client, args, _: client.ask(args.text, args.thread, _written),
-        _rag_text,
-    ),
-    "new-thread": Query(
-        "rag",
-        "",
-        "Begin a conversation; prints its id, for `kit query rag --thread`.",
-        lambda client, *_: client.new_thread(),
-        lambda result: result["id"],
-    ),
-    "threads": Query(
-        "rag",
-        "",
-        "The conversations that are kept.",
-        lambda client, *_: {"threads": client.threads()},
-        lambda result: "\n".join(map(_thread_text, result["threads"])),
-    ),
-    "history": Query(
-        "rag",
-        "ID",
-        "The questions and answers of a conversation.",
-        lambda client, args, _: {"turns": client.history(args.text)},
-        lambda result: "\n\n".join(f"> {t['question']}\n{t['answer']['answer']}" for t in result["turns"]),
-    ),
-    "clear": Query(
-        "rag",
-        "ID",
-        "Forget a conversation.",
-        lambda client, args, _: _forget(client, args.text),
-        lambda result: f"The thread {result['cleared']} is forgotten.",
-    ),
-}

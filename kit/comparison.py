@@ -9,7 +9,8 @@ arXiv 2201.11903. What this brings: benchmarks/README.md, "Comparisons" and "Yes
 
 import re
 
-from kit.llm import inert
+from kit.evidence import words_of
+from kit.messages import inert
 
 # "Was it built in 1880?", but not "Was it the oak or the elm?", "Can you tell me who did?" or "Is it known who did?"
 _WHETHER = re.compile(
@@ -18,7 +19,7 @@ _WHETHER = re.compile(
     r"(?:what|which|who|whom|whose|when|where|why|how))\b)",
     re.IGNORECASE | re.DOTALL,
 )
-YES_OR_NO = re.compile(r"(?:yes|no)\b", re.IGNORECASE)  # how an answer begins
+_YES_OR_NO = re.compile(r"(?:yes|no)\b", re.IGNORECASE)  # how an answer begins
 
 SIDES = (
     "For each thing that the question compares, write one line: its name, a colon, and only what the passages state of "
@@ -113,6 +114,21 @@ def asks_whether(question: str) -> bool:
     return bool(_WHETHER.match(re.split(r"[.?!]\s+", question.strip())[-1]))
 
 
+def sides(said: str, question: str) -> list[str]:
+    """The lines of `said` on things that `question` names: with ten passages before it, a model writes of others too.
+
+    Pablo Neruda has a word in common with Pablo Picasso, but none of his own with a question about the latter.
+    """
+    lines = [line.strip() for line in re.split(r"[\n;]+", said)]
+    named = {line: words_of(line.partition(": ")[0]) & words_of(question) for line in lines if ": " in line}
+    return [line for line, words in named.items() if words and not any(words < others for others in named.values())]
+
+
+def is_yes_or_no(answer: str) -> bool:
+    """Whether `answer` begins with yes or no."""
+    return bool(_YES_OR_NO.match(answer))
+
+
 def messages(lines: str, question: str, whether: bool) -> list[dict]:
     """The messages that ask for the answer to `question` from `lines` alone, after examples of the same kind.
 
@@ -128,7 +144,7 @@ def messages(lines: str, question: str, whether: bool) -> list[dict]:
 
 def result(steps: str) -> str:
     """The answer at the end of `steps`, or the yes or no that they begin with, or "" where they come to none."""
-    said = YES_OR_NO.match(steps)
+    said = _YES_OR_NO.match(steps)
     return steps.partition(RESULT)[2].strip(" .\n") or (said[0] if said else "")
 
 

@@ -22,8 +22,10 @@ import numpy as np
 from kit import evaluation
 from kit.config import KitError
 from kit.corpus import Document, title
-from kit.llm import ChatModel, read_json
-from kit.reasoner import ANSWER, THINK, VERDICT, Reasoner, find_quote, prompt, turn
+from kit.evidence import find_quote
+from kit.llm import ChatModel
+from kit.messages import read_json
+from kit.reasoner import ANSWER, THINK, VERDICT, Reasoner, prompt, turn
 from kit.retriever import Hit, Retriever
 
 KINDS = ("plain", "hesitant", "misleading", "comparison", "out_of_scope")

@@ -8,13 +8,11 @@ either, and both have `complete`, which the rest of the kit calls.
 What this module does not know: prompts. Each stands beside its one user.
 """
 
-import ast
 import json
 import math
 import queue
 import re
 import threading
-import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -24,14 +22,13 @@ import anyio
 import httpx
 import smolagents
 from anyio.from_thread import start_blocking_portal
-from pydantic_core import from_json
-from smolagents.models import ChatMessageStreamDelta, ChatMessageToolCallStreamDelta, get_tool_json_schema
+from smolagents.models import ChatMessageStreamDelta, ChatMessageToolCallStreamDelta
 
 from kit.config import KitError, Profile
+from kit.messages import inert, native_message, split_thoughts, text_message, tool_call, tool_call_schema, with_call_ids
 
 HUGGING_FACE = "https://router.huggingface.co/v1"
 OnText = Callable[[str, str], None]  # called with ("thinking" or "text", the new piece)
-CONTROL = re.compile(r"<\|[^|>]*\|>|</?think>|<｜[^｜>]*｜>")  # what models read as structure and not as text
 
 
 class ContextOverflow(KitError):
@@ -184,7 +181,7 @@ class ChatModel(smolagents.Model):
         history = [native_message(m) if tools_to_call_from else text_message(m) for m in messages]
         if tools_to_call_from:
             reply = self.complete(history, schema=tool_call_schema(tools_to_call_from), **kwargs)
-            content, calls = None, [_tool_call(reply.text)]
+            content, calls = None, [tool_call(reply.text)]
         else:
             schema = (response_format or {}).get("json_schema", {}).get("schema")
             reply = self.complete(history, schema=schema, stop=None if schema else stop_sequences, **kwargs)
@@ -334,7 +331,7 @@ class OpenAIModel(ChatModel):
     async def _send(self, messages, schema, think, max_tokens, stop, likeliest) -> Reply:
         import openai
 
-        history = [_with_call_ids(m, n) for n, m in enumerate(messages)]
+        history = [with_call_ids(m, n) for n, m in enumerate(messages)]
         request = {"model": self.model_id, "messages": history, "max_tokens": max_tokens, "stream": True}
         request |= {**self._chance(), "stream_options": {"include_usage": True}}
         request |= {"stop": stop} if stop else {}
@@ -395,110 +392,6 @@ def chat_model(profile: Profile, role: str, url: str = "") -> ChatModel:
 def _probabilities(tokens: list[dict] | None) -> dict[str, float]:
     """How likely each candidate for the first of `tokens` was, as both protocols tell it."""
     return {c["token"]: math.exp(c["logprob"]) for c in tokens[0]["top_logprobs"]} if tokens else {}
-
-
-def inert(value):
-    """Text, or what holds texts, without control tokens: nobody's words can end a turn or begin one."""
-    if isinstance(value, str):
-        return CONTROL.sub(" ", value)
-    if isinstance(value, dict):
-        return {key: inert(part) for key, part in value.items()}
-    return [inert(part) for part in value] if isinstance(value, list) else value
-
-
-def split_thoughts(text: str) -> tuple[str, str]:
-    """`(thoughts, answer)` of a reply that writes `<think>…</think>` into its text."""
-    head, tag, tail = text.partition("</think>")
-    if tag:
-        return head.replace("<think>", "").strip(), tail.strip()
-    # A budget that ended in mid-thought leaves no closing tag.
-    return (text.strip().removeprefix("<think>").strip(), "") if text.lstrip().startswith("<think>") else ("", text)
-
-
-def tool_call_schema(tools: list) -> dict:
-    """A JSON schema that only a call of one of `tools` satisfies.
-
-    The keys are `action` and `input`, not `name` and `arguments`: a grammar may write them in
-    alphabetical order, and the choice of the tool has to come first. Inputs that a tool names in `given`
-    are not asked for: whoever runs it has them.
-    """
-    calls = []
-    for tool in tools:
-        function, given = get_tool_json_schema(tool)["function"], getattr(tool, "given", ())
-        arguments = function["parameters"] | {"additionalProperties": False}
-        # smolagents' own final_answer takes "any", which becomes a string here.
-        arguments["properties"] = {k: {"type": v["type"]} for k, v in arguments["properties"].items() if k not in given}
-        arguments["required"] = [name for name in arguments["required"] if name not in given]
-        calls.append(
-            {
-                "type": "object",
-                "properties": {"action": {"const": function["name"]}, "input": arguments},
-                "required": ["action", "input"],
-                "additionalProperties": False,
-            }
-        )
-    return {"anyOf": calls} if len(calls) > 1 else calls[0]
-
-
-def read_json(text: str) -> dict:
-    """The object in a schema-held reply, also where the budget cut it off in the middle."""
-    try:
-        return from_json(text or "{}", allow_partial="trailing-strings")
-    except ValueError as error:
-        raise KitError(
-            f"The model's reply is no JSON ({text[:80]!r}); use a model or server that holds to a schema."
-        ) from error
-
-
-def _tool_call(text: str) -> dict:
-    call = read_json(text)
-    function = {"name": call.get("action", ""), "arguments": call.get("input", {})}
-    return {"id": uuid.uuid4().hex, "type": "function", "function": function}
-
-
-def native_message(message) -> dict:
-    """A smolagents message as the chat protocol has it: tool calls and tool results in their own roles."""
-    role, text = _role_and_text(message)
-    if role == "tool-call":  # smolagents writes the calls as a Python literal behind a headline
-        calls = ast.literal_eval(text.removeprefix("Calling tools:\n"))
-        return {"role": "assistant", "content": "", "tool_calls": [{"function": c["function"]} for c in calls]}
-    if role == "tool-response":
-        return {"role": "tool", "content": text.removeprefix("Observation:\n")}
-    return {"role": role, "content": text.removeprefix("New task:\n")}
-
-
-def text_message(message) -> dict:
-    """A smolagents message for a model that is offered no tools: calls and results are plain turns of the conversation.
-
-    That is how a `CodeAgent` talks, whose "calls" are Python code.
-    """
-    role, text = _role_and_text(message)
-    return {"role": {"tool-call": "assistant", "tool-response": "user"}.get(role, role), "content": text}
-
-
-def _role_and_text(message) -> tuple[str, str]:
-    """Role and text of a message, which is a dict or smolagents' own record; its text may come in parts."""
-    if isinstance(message, dict):
-        role, content = message["role"], message["content"]
-    else:
-        role, content = message.role, message.content
-    text = content if isinstance(content, str) else "\n".join(p.get("text", "") for p in content or [])
-    return getattr(role, "value", role), text
-
-
-def _with_call_ids(message: dict, position: int) -> dict:
-    """Tool calls and results as OpenAI's protocol wants them: paired by an id, arguments as text.
-
-    A result stands right behind its call, so the call's position in the history serves as the id.
-    """
-    if message["role"] == "tool":
-        return message | {"tool_call_id": f"call_{position - 1}"}
-    if calls := message.get("tool_calls"):
-        functions = [c["function"] | {"arguments": json.dumps(c["function"]["arguments"])} for c in calls]
-        return message | {
-            "tool_calls": [{"id": f"call_{position}", "type": "function", "function": f} for f in functions]
-        }
-    return {k: v for k, v in message.items() if k != "thinking"}
 
 
 def _ollama_usage(event: dict) -> Usage:

@@ -18,13 +18,13 @@ the same passages, find their prefix in the engine's cache.
 """
 
 import re
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 
-from kit import comparison
-from kit.llm import ChatModel, Reply, inert, read_json
+from kit import comparison, evidence
+from kit.evidence import Citation, find_quote, numbers_of, words_of
+from kit.llm import ChatModel, Reply
+from kit.messages import inert, read_json
 from kit.retriever import Hit, cite, joined, pages
 
 SYSTEM = (
@@ -55,23 +55,7 @@ LIKELIEST = 8  # first tokens of a word whose probabilities are looked at: "Yes"
 SURE = 0.47  # P(yes) below which the passages are taken not to hold the answer (see benchmarks/README.md)
 SURE_ALONE = 0.35  # the same over nothing but what an answer cites: of fewer passages a yes is less likely
 SPOKEN = 0.35  # P(yes) to SPEAK below which they are taken not to speak of it
-MARKS = ".…,;:?!()\"'“”‘’"  # around words, and no part of them
-TOLD = 0.7  # share of a quote's words that must be exceeded, where they do not stand in one piece
 YEAR = re.compile(r"1\d{3}|20\d\d")
-SHORTEST_QUOTE = 4  # characters of an answer that supports itself: "no" and "2" stand everywhere
-
-
-@dataclass(frozen=True)
-class Citation:
-    """A quote that stands word for word in what was read of `source` (`page` from 1, or None).
-
-    `id` is that of the best passage of the page.
-    """
-
-    id: str
-    source: str
-    page: int | None
-    quote: str
 
 
 @dataclass(frozen=True)
@@ -115,13 +99,13 @@ class Reasoner:
         if not self.stand_in:
             return None
         if comparison.asks_whether(question):
-            near = hits if more else _nearest_page(question, hits)
+            near = hits if more else evidence.nearest_page(question, hits)
             unspoken = self._unless(prompt(question, near, notes, SPEAK), SPOKEN, question, more)
             return unspoken or self._compared(question, hits, notes, whether=True)
         messages, opened = prompt(question, hits, notes, PLAIN), ""
         if answer := self._plainly(messages):
             if chooses(answer, question):
-                return self._compared(question, hits, notes, _is_yes_or_no(answer))
+                return self._compared(question, hits, notes, comparison.is_yes_or_no(answer))
             if not _agree(answer, opened := self._answer(messages, "")):
                 return None
             if verdict := self._sufficient(question, hits, messages, answer):
@@ -131,11 +115,11 @@ class Reasoner:
         if doubt := self.doubt(question, hits, notes):
             return doubt
         answer = opened or self._answer(messages, "")
-        number = _numbers(answer) and not YEAR.fullmatch(answer)  # often to be worked out; a year is only looked up
+        number = numbers_of(answer) and not YEAR.fullmatch(answer)  # often to be worked out; a year is only looked up
         if not answer or number or _declines(answer):
             return None
         if chooses(answer, question):
-            return self._compared(question, hits, notes, _is_yes_or_no(answer))
+            return self._compared(question, hits, notes, comparison.is_yes_or_no(answer))
         return self._sufficient(question, hits, messages, answer)
 
     def doubt(
@@ -180,7 +164,7 @@ class Reasoner:
         led = [_line(note) for note in verdict.citations]
         told = [(answer, verdict.answer), *((line, answer) for line in led)]
         known = any(find_quote(text, quote, whole=True) for text, quote in told)
-        quoted = [] if known or _declines(answer) else _itself(answer, question, hits)
+        quoted = [] if known or _declines(answer) else evidence.word_for_word(answer, question, hits)
         if not quoted:
             return verdict
         return replace(verdict, answer=answer, citations=tuple(dict.fromkeys([*verdict.citations, *quoted])))
@@ -193,7 +177,8 @@ class Reasoner:
         messages = prompt(question, hits, notes, THINK + (WORK_OUT if self.stand_in else ""))
         thinking = self._think(messages)
         answer = self._answer(messages, thinking)
-        if self.stand_in and _is_yes_or_no(answer) and (verdict := self._compared(question, hits, notes, whether=True)):
+        whether = self.stand_in and comparison.is_yes_or_no(answer)
+        if whether and (verdict := self._compared(question, hits, notes, whether)):
             return verdict
         if self.stand_in and _repeats(answer, question):
             answer = self._shorter(question, answer)
@@ -206,9 +191,9 @@ class Reasoner:
         line that a small model writes about a single thing says what the question says.
         """
         said = self._think(prompt(question, hits, notes, comparison.SIDES))
-        if len(lines := _sides(said, question)) > 1:
-            cited = _nearest(lines, question, hits)
-        elif whether and (cited := _nearest([question], question, hits)):
+        if len(lines := comparison.sides(said, question)) > 1:
+            cited = evidence.nearest_statements(lines, question, hits)
+        elif whether and (cited := evidence.nearest_statements([question], question, hits)):
             lines = [_line(citation) for citation in cited]
         else:
             return None
@@ -231,7 +216,7 @@ class Reasoner:
         self, question: str, hits: Sequence[Hit], messages: list[dict], thinking: str, answer: str
     ) -> Verdict:
         """The verdict on `answer`, which ended the turn behind `messages`."""
-        itself = _itself(answer, question, hits) if answer else []
+        itself = evidence.word_for_word(answer, question, hits) if answer else []
         if self.stand_in and itself:
             return Verdict(answer, True, "", thinking, tuple(dict.fromkeys(itself)))  # nothing is left to ask
         messages = [*messages, turn(thinking, f'{ANSWER}{answer}"', self._native), {"role": "user", "content": VERDICT}]
@@ -273,8 +258,8 @@ class Reasoner:
         asked = [{"role": "user", "content": inert(SHORTER.format(question=question, answer=answer))}]
         with self.model.heard_by(None):
             short = self.model.complete(asked, think=self._flag(False), max_tokens=RESULT_TOKENS).text
-        short = short.strip(f"{MARKS} \n")
-        return short if short and _words(short) <= _words(answer) else answer
+        short = short.strip(f"{evidence.MARKS} \n")
+        return short if short and words_of(short) <= words_of(answer) else answer
 
     @property
     def _native(self) -> bool:
@@ -288,15 +273,15 @@ class Reasoner:
     ) -> Verdict:
         quotes = [quote for quote in fields.get("words", []) if isinstance(quote, str) and quote.strip()]
         search = fields.get("search", "").strip()
-        if _told([search], question, hits):
+        if evidence.retold([search], question, hits):
             quotes, search = [*quotes, search], ""  # a statement of the passages, put into the wrong field
-        quoted = [citation for quote in quotes if (citation := _citation(quote, hits))]
+        quoted = [citation for quote in quotes if (citation := evidence.citation_of(quote, hits))]
         # An answer that no passage supports counts as not found: small models answer too readily. It may
         # support itself, by standing there word for word; where it is a number, it may be the result of others.
         if not (search or quoted):
-            quoted = _told(quotes, question, hits) if itself or _numbers(answer) else []
+            quoted = evidence.retold(quotes, question, hits) if itself or numbers_of(answer) else []
             if self.stand_in and answer and not quoted:
-                quoted = _nearest(quotes or [answer], question, hits)
+                quoted = evidence.nearest_statements(quotes or [answer], question, hits)
         citations, dropped = quoted or ([] if search else itself), len(quotes) - len(quoted)
         sufficient = bool(answer and citations and not search)
         return Verdict(
@@ -322,21 +307,7 @@ def _declines(answer: str) -> bool:
 
 def chooses(answer: str, question: str) -> bool:
     """Whether `answer` is yes or no, or adds nothing to the question, as "Ulm Minster" to which of two is taller."""
-    return _words(answer) <= _words(question) or _is_yes_or_no(answer)
-
-
-def _sides(said: str, question: str) -> list[str]:
-    """The lines of `said` on things that `question` names: with ten passages before it, a model writes of others too.
-
-    Pablo Neruda has a word in common with Pablo Picasso, but none of his own with a question about the latter.
-    """
-    lines = [line.strip() for line in re.split(r"[\n;]+", said)]
-    named = {line: _words(line.partition(": ")[0]) & _words(question) for line in lines if ": " in line}
-    return [line for line, words in named.items() if words and not any(words < others for others in named.values())]
-
-
-def _is_yes_or_no(answer: str) -> bool:
-    return bool(comparison.YES_OR_NO.match(answer))
+    return words_of(answer) <= words_of(question) or comparison.is_yes_or_no(answer)
 
 
 def _agree(one: str, other: str) -> bool:
@@ -346,9 +317,9 @@ def _agree(one: str, other: str) -> bool:
 
 def _repeats(answer: str, question: str) -> bool:
     """Whether `answer` is a sentence, more than half of which are words of the question."""
-    words = _words(answer)
+    words = words_of(answer)
     named = all(word[0].isupper() for word in re.findall(r"[^\W\d_]+", answer))  # "Grand Coulee Dam" is no sentence
-    return len(words) > 2 and not named and len(words & _words(question)) > len(words) / 2
+    return len(words) > 2 and not named and len(words & words_of(question)) > len(words) / 2
 
 
 def prompt(question: str, hits: Sequence[Hit], notes: Sequence[Citation], ask: str) -> list[dict]:
@@ -392,144 +363,10 @@ def _line(citation: Citation) -> str:
     return " ".join(f"{citation.source}: {citation.quote}".split())
 
 
-def find_quote(text: str, quote: str, whole: bool = False) -> str:
-    """The passage's own words where `quote` stands in `text` word for word, "" where it does not.
-
-    White space, capitals and the marks around a quote do not count: text from a PDF breaks its lines
-    anywhere, and a model that quotes starts a sentence with a capital and ends it with a full stop.
-    `whole` is for a quote of a word or two: "Rome" does not begin inside "from Europe", nor 1,200 in 11,200.
-    """
-    text = unicodedata.normalize("NFKC", text)
-    signs = [(place, small) for place, sign in enumerate(text) for small in sign.casefold() if not small.isspace()]
-    wanted = "".join(unicodedata.normalize("NFKC", quote).casefold().split()).strip(MARKS)
-    for found in re.finditer(f"(?={re.escape(wanted)})", "".join(small for _, small in signs)) if wanted else ():
-        first, last = signs[found.start()][0], signs[found.start() + len(wanted) - 1][0]
-        if not (whole and _torn(text, first, last)):
-            return " ".join(text[first : last + 1].split())
-    return ""
-
-
-def _torn(text: str, first: int, last: int) -> bool:
-    """Whether the piece from `first` to `last` begins inside a word of `text`, or ends inside a number.
-
-    Where a word begins cannot be seen in scripts without capitals, such as Chinese.
-    """
-    begin, end = text[first - 1 : first + 1] if first else "", text[last : last + 2]
-    letters = all(sign.lower() != sign.upper() for sign in begin)
-    return (len(begin) == 2 and (letters or begin.isdigit())) or (len(end) == 2 and end.isdigit())
-
-
-def _citation(quote: str, hits: Sequence[Hit], line: bool = False) -> Citation | None:
-    """The first page on which `quote` stands, with its words there, or, of an answer, with the `line` that holds it."""
-    for page in pages(hits):
-        text = joined(page)
-        if words := find_quote(text, quote, whole=line):
-            if line:
-                words = next((row.strip() for row in text.splitlines() if find_quote(row, quote, whole=True)), words)
-            return Citation(page[0].id, page[0].source, page[0].page, words)
-    return None
-
-
 def _likely(reply: Reply, *words: str) -> float:
     """How likely `reply` was to begin with one of `words`."""
     first = reply.first or {reply.text: 1.0}
     return sum(chance for text, chance in first.items() if re.match(r"\W*(\w*)", text)[1].lower() in words)
-
-
-def _told(quotes: Sequence[str], question: str, hits: Sequence[Hit]) -> list[Citation]:
-    """What the passages state where `quotes` tell it in other words, each with a number that the question has not.
-
-    Small models quote from memory: "the hut counted 1,619 nights" for "In 2023 it counted 1,619 nights". A line, a
-    sentence or two is meant where it has all numbers of the quote and, together with its source's name, most words.
-    """
-    known = _numbers(question)
-    quotes = [quote for quote in quotes if _numbers(quote) - known]
-    stated = _stated(hits) if quotes else []
-    return [meant for quote in quotes if (meant := _meant(quote, stated))]
-
-
-def _nearest(quotes: Sequence[str], question: str, hits: Sequence[Hit]) -> list[Citation]:
-    """For each quote the statement of the passages, with its source's name, that has the most of its words.
-
-    Where none has any ("Yes" is in no passage), that which has the most of the question's.
-    """
-    stated = _stated(hits)
-    every = set().union(*(words for _, words in stated))
-    wanted = [_words(quote) & every or _words(question) for quote in quotes]
-    return [max(stated, key=lambda pair: len(words & pair[1]))[0] for words in wanted if stated]
-
-
-def _nearest_page(question: str, hits: Sequence[Hit]) -> list[Hit]:
-    """The passages of the page with the statement nearest to `question`: to ten of them a small model says yes."""
-    ids = {citation.id for citation in _nearest([question], question, hits)}
-    return [hit for page in pages(hits) if page[0].id in ids for hit in page]
-
-
-def _stated(hits: Sequence[Hit]) -> list[tuple[Citation, set[str]]]:
-    """Each statement of the passages, and the words of it and of its source's name."""
-    return [
-        (Citation(page[0].id, page[0].source, page[0].page, " ".join(statement.split())), words | named)
-        for page in pages(hits)
-        for named in [_words(page[0].source)]
-        for statement in _statements(joined(page))
-        if (words := _words(statement))
-    ]
-
-
-def _meant(quote: str, stated: Sequence[tuple[Citation, set[str]]]) -> Citation | None:
-    """The statement, of those that have every number of `quote`, that has the most of its words and enough of them."""
-    wanted, numbers = _words(quote), _numbers(quote)
-    shared = [(len(wanted & words), meant) for meant, words in stated if numbers <= words]
-    most, meant = max(shared, key=lambda pair: pair[0], default=(0, None))
-    return meant if most > TOLD * len(wanted) else None
-
-
-def _statements(text: str) -> list[str]:
-    """The lines of `text`, its sentences, and each two sentences that follow each other; the shorter ones first."""
-    found = set(text.splitlines())
-    for block in re.split(r"\n…\n|\n\s*\n", text):
-        sentences = re.split(r"(?<=[.!?])\s+", block)
-        found.update(sentences, map(" ".join, pairwise(sentences)))
-    return sorted(found, key=lambda statement: (len(statement), statement))
-
-
-def _words(text: str) -> set[str]:
-    return set(re.findall(r"[^\W_]+(?:[.,]\d+)*", unicodedata.normalize("NFKC", text).casefold()))
-
-
-def _numbers(text: str) -> set[str]:
-    return {word for word in _words(text) if word[0].isdigit()}
-
-
-def _itself(answer: str, question: str, hits: Sequence[Hit]) -> list[Citation]:
-    """Citations of the lines in which all that `answer` adds to `question` stands word for word, or none."""
-    found = []
-    for part in re.split(r"[,;]\s+|\s+and\s+", answer):
-        for run in _added(part, question):
-            if len(run) < SHORTEST_QUOTE or not (citation := _citation(run, hits, line=True)):
-                return []
-            found.append(citation)
-    return found
-
-
-def _added(part: str, question: str) -> list[str]:
-    """The runs of words in `part` that the question does not have; all of `part` where it has every one.
-
-    "Ada Finch signed the lease", asked who signed the lease, adds "Ada Finch". Words like "is" and
-    "it" at the ends of a run add nothing.
-    """
-    known = {word.strip(MARKS).casefold() for word in question.split()}
-    runs: list[list[str]] = [[]]
-    for word in part.split():
-        if word.strip(MARKS).casefold() in known:
-            runs.append([])
-        else:
-            runs[-1].append(word)
-    for run in runs:
-        for end in (0, -1):
-            while run and len(run[end]) < 3 and run[end].isalpha():
-                run.pop(end)
-    return [" ".join(run).strip(MARKS) for run in runs if run] or [part.strip()]
 
 
 def turn(thinking: str, text: str, native: bool) -> dict:

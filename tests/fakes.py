@@ -1,9 +1,10 @@
-"""Hand-written stand-ins for the chat model and the retriever."""
+"""Hand-written stand-ins for the chat model and the retriever, and a small tool."""
 
 import json
 import re
 
 import anyio
+from smolagents import Tool
 
 from kit.llm import ChatModel, Reply, Usage
 from kit.reasoner import PLAIN, RESULT_TOKENS
@@ -85,3 +86,15 @@ def found(result: str, *quotes: str) -> tuple:
 def missing(search: str, *quotes: str) -> tuple:
     """The same where the passages do not state the answer."""
     return "perhaps", {"search": search, "words": list(quotes)}
+
+
+class SearchTool(Tool):
+    """A tool with one input."""
+
+    name = "search"
+    description = "Searches."
+    inputs = {"question": {"type": "string", "description": "what to look for"}}  # noqa: RUF012
+    output_type = "string"
+
+    def forward(self, question: str) -> str:
+        return question

@@ -8,7 +8,8 @@ import time
 from dataclasses import replace
 
 import pytest
-from smolagents import ChatMessage, FinalAnswerTool, MessageRole, Tool
+from fakes import SearchTool
+from smolagents import ChatMessage, FinalAnswerTool, MessageRole
 
 from kit.config import PROFILES, KitError
 from kit.llm import (
@@ -17,10 +18,6 @@ from kit.llm import (
     OllamaModel,
     OpenAIModel,
     chat_model,
-    native_message,
-    read_json,
-    split_thoughts,
-    tool_call_schema,
 )
 
 DONE = {
@@ -33,16 +30,6 @@ DONE = {
     "prompt_eval_duration": 2e9,
     "eval_duration": 1e9,
 }
-
-
-class SearchTool(Tool):
-    name = "search"
-    description = "Searches."
-    inputs = {"question": {"type": "string", "description": "what to look for"}}  # noqa: RUF012
-    output_type = "string"
-
-    def forward(self, question: str) -> str:
-        return question
 
 
 def ollama(server, **limits) -> OllamaModel:
@@ -176,14 +163,6 @@ def test_leaving_a_stream_early_stops_the_generation(scripted):
     assert server.hung_up.wait(2)
 
 
-def test_history_is_native():
-    call = str([{"id": "1", "type": "function", "function": {"name": "search", "arguments": {"question": "it's"}}}])
-    said = ChatMessage(role=MessageRole.TOOL_CALL, content=[{"type": "text", "text": "Calling tools:\n" + call}])
-    heard = ChatMessage(role=MessageRole.TOOL_RESPONSE, content=[{"type": "text", "text": "Observation:\nnothing"}])
-    assert native_message(said)["tool_calls"][0]["function"]["arguments"] == {"question": "it's"}
-    assert native_message(heard) == {"role": "tool", "content": "nothing"}
-
-
 def test_a_model_without_tools_hears_of_code_and_its_results_as_conversation(scripted):
     server = scripted({"lines": say("done")})
     code = """Calling tools:\n[{'id': '1', 'function': {'name': 'python_interpreter', 'arguments': '{x = 1}'}}]"""
@@ -265,27 +244,3 @@ def test_a_provider_without_its_address_or_version_is_refused():
         profile = replace(PROFILES["ci"], provider=provider, base_url=base_url)
         with pytest.raises(KitError, match=f"provider {provider} and no {missing}"):
             chat_model(profile, "primary")
-
-
-def test_thoughts_in_the_text_are_split_off():
-    assert split_thoughts("<think>a</think>b") == ("a", "b")
-    assert split_thoughts("<think>no end") == ("no end", "")
-    assert split_thoughts("plain") == ("", "plain")
-
-
-def test_an_input_that_is_given_is_not_asked_for():
-    tool = SearchTool()
-    asked = tool_call_schema([tool])["properties"]["input"]
-    tool.given = tuple(asked["properties"])
-    given = tool_call_schema([tool])["properties"]["input"]
-    assert asked["properties"] and asked["required"] == list(asked["properties"])
-    assert (given["properties"], given["required"], given["additionalProperties"]) == ({}, [], False)
-
-
-def test_a_schema_for_one_tool_has_no_choice():
-    assert tool_call_schema([SearchTool()])["properties"]["action"] == {"const": "search"}
-
-
-def test_text_that_is_no_json_is_one_sentence():
-    with pytest.raises(KitError, match="is no JSON"):
-        read_json("Certainly! Here is")

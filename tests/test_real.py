@@ -20,9 +20,9 @@ from fakes import FakeChat, FakeRetriever
 from kit import engine, finetune, forcing, models
 from kit.agent import SYSTEM, Assistant
 from kit.config import load_profile
+from kit.evidence import find_quote
 from kit.index import Embedder, Index
 from kit.llm import Cancelled, ContextOverflow, chat_model
-from kit.reasoner import find_quote
 from kit.retriever import Retriever, joined
 
 pytestmark = [pytest.mark.ollama, pytest.mark.timeout(900)]

@@ -6,16 +6,15 @@ import pytest
 from fakes import FakeChat, found, hit, missing
 
 from kit import comparison
+from kit.evidence import Citation, find_quote
 from kit.reasoner import (
     ANSWER,
     CHECK,
     SHORTER,
     VERDICT_SCHEMA,
     WORK_OUT,
-    Citation,
     Reasoner,
     Verdict,
-    find_quote,
     plain_answer,
     prompt,
 )
@@ -190,26 +189,6 @@ def test_an_answer_of_yes_to_another_form_of_question_is_worked_out_as_well():
         model = FakeChat("Ada: chairs the board", "She chairs the board. Answer: no", **first)
         verdict = Reasoner(model, 40, 60, stand_in=True).glance("Ada chairs the fleet, I hear?", HITS)
         assert verdict.answer == "no", first
-
-
-@pytest.mark.parametrize(
-    ("question", "whether"),
-    [
-        ("Was it built in 1880?", True),
-        ("I was told that it leaks. Is that true?", True),
-        ("Do I need a receipt when a meal costs less?", True),
-        ("Is this the house where she was born?", True),
-        ("Was it the oak or the elm?", False),
-        ("Can you tell me who built it?", False),
-        ("Is it known who built it?", False),
-        ("Is there Wi-Fi on board, and what does it cost?", False),
-        ("Who built it?", False),
-        ("Wasn't told", False),
-        ("", False),
-    ],
-)
-def test_a_question_for_yes_or_no_is_known_by_its_form(question, whether):
-    assert comparison.asks_whether(question) is whether
 
 
 TOWERS = [hit("a", "It was built in 1880.", "Oak Tower"), hit("b", "The tower of 1850 is of brick.", "Elm Tower")]
@@ -452,33 +431,6 @@ def test_a_statement_in_the_place_of_a_search_is_a_quote():
     for search in ("nights counted", "the Halm Hut counted 2,180 nights in 2023"):
         verdict, _ = judge("", "2,034", {"search": search, "words": []}, hits=HUTS)
         assert (verdict.sufficient, verdict.better_query) == (False, search)
-
-
-def test_line_breaks_do_not_break_a_quote_and_the_passages_own_words_are_given():
-    assert find_quote("The rent is 48,000\n  euros", "rent is 48,000euros") == "rent is 48,000 euros"
-    assert find_quote("The rent is 48,000 euros", "rent is 84,000 euros") == ""
-    assert find_quote("The rent", " ") == ""
-    assert find_quote("… until then, a diver cut it.", '"A diver cut it. "') == "a diver cut it"
-    assert find_quote("Straße 5", "STRASSE 5") == "Straße 5"
-
-
-@pytest.mark.parametrize(
-    ("text", "quote", "found"),
-    [
-        ("She came from Europe.", "Rome", ""),
-        ("She came from Europe to Rome.", "Rome", "Rome"),
-        ("A woman, a climate", "Oman", ""),
-        ("It was in Germany.", "German", "German"),
-        ("It cost 11,200 euros.", "1,200", ""),
-        ("It cost 1,200 euros.", "1,20", ""),
-        ("It cost EUR1,200.", "1,200", "1,200"),
-        ("她住在北京市。", "北京市", "北京市"),
-        ("Rome", "Rome", "Rome"),
-    ],
-)
-def test_a_short_answer_does_not_stand_inside_another_word(text, quote, found):
-    assert find_quote(text, quote, whole=True) == found
-    assert find_quote(text, quote), "where many words are quoted the first may be a part"
 
 
 def test_an_answer_inside_another_word_does_not_support_itself():

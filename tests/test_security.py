@@ -16,8 +16,9 @@ from kit import commands, service
 from kit.agent import MODES, Assistant
 from kit.client import PORTS
 from kit.config import PROFILES
-from kit.llm import inert
-from kit.reasoner import Citation, prompt
+from kit.evidence import Citation
+from kit.messages import inert
+from kit.reasoner import prompt
 from kit.threads import Threads
 from kit.web import page
 

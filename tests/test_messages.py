@@ -1,0 +1,40 @@
+"""The forms of messages, without a server."""
+
+import pytest
+from fakes import SearchTool
+from smolagents import ChatMessage, MessageRole
+
+from kit.config import KitError
+from kit.messages import native_message, read_json, split_thoughts, tool_call_schema
+
+
+def test_history_is_native():
+    call = str([{"id": "1", "type": "function", "function": {"name": "search", "arguments": {"question": "it's"}}}])
+    said = ChatMessage(role=MessageRole.TOOL_CALL, content=[{"type": "text", "text": "Calling tools:\n" + call}])
+    heard = ChatMessage(role=MessageRole.TOOL_RESPONSE, content=[{"type": "text", "text": "Observation:\nnothing"}])
+    assert native_message(said)["tool_calls"][0]["function"]["arguments"] == {"question": "it's"}
+    assert native_message(heard) == {"role": "tool", "content": "nothing"}
+
+
+def test_thoughts_in_the_text_are_split_off():
+    assert split_thoughts("<think>a</think>b") == ("a", "b")
+    assert split_thoughts("<think>no end") == ("no end", "")
+    assert split_thoughts("plain") == ("", "plain")
+
+
+def test_an_input_that_is_given_is_not_asked_for():
+    tool = SearchTool()
+    asked = tool_call_schema([tool])["properties"]["input"]
+    tool.given = tuple(asked["properties"])
+    given = tool_call_schema([tool])["properties"]["input"]
+    assert asked["properties"] and asked["required"] == list(asked["properties"])
+    assert (given["properties"], given["required"], given["additionalProperties"]) == ({}, [], False)
+
+
+def test_a_schema_for_one_tool_has_no_choice():
+    assert tool_call_schema([SearchTool()])["properties"]["action"] == {"const": "search"}
+
+
+def test_text_that_is_no_json_is_one_sentence():
+    with pytest.raises(KitError, match="is no JSON"):
+        read_json("Certainly! Here is")
