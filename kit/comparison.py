@@ -3,14 +3,19 @@
 Asked which of two towers is taller, with both heights before it, a model of 1.5 billion parameters takes the one that
 is named first; asked whether a tower is in Paris, it says yes. So it first writes a line for each of the two, and then,
 with nothing but these lines before it, follows worked examples: what the question's word means, the two values, the
-answer. A yes or no about one thing is worked out from a statement about it. (Examples that show the steps: Wei et al.,
-arXiv 2201.11903. What this brings: benchmarks/README.md, "Comparisons" and "Yes or no".)
+answer. A yes or no about one thing is worked out from a statement about it. A difference is worked out from two values,
+which have to stand where their things do: where nothing speaks of a tower, the model writes down a height all the same.
+(Examples that show the steps: Wei et al., arXiv 2201.11903. What this brings: benchmarks/README.md, "Comparisons",
+"Yes or no" and "Differences".)
 """
 
 import re
+from collections.abc import Sequence
 
-from kit.evidence import words_of
+from kit.evidence import numbers_of, words_of
 from kit.messages import inert
+
+WHICH, WHETHER, DIFFERENCE = "which", "whether", "difference"  # what a question wants
 
 # "Was it built in 1880?", but not "Was it the oak or the elm?", "Can you tell me who did?" or "Is it known who did?"
 _WHETHER = re.compile(
@@ -19,13 +24,26 @@ _WHETHER = re.compile(
     r"(?:what|which|who|whom|whose|when|where|why|how))\b)",
     re.IGNORECASE | re.DOTALL,
 )
+_NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 _YES_OR_NO = re.compile(r"(?:yes|no)\b", re.IGNORECASE)  # how an answer begins
+
+# "How many metres taller is it than the oak?", but not "How many goals had he scored before 1990?"
+_DIFFERENCE = re.compile(
+    r"\bby how (?:many|much)\b|\bdifference (?:in|of|between)\b"
+    r"|\bhow (?:many|much)\b.*\b(?:more|fewer|less|\w{2,}er)\b.*\bthan\b"
+    r"|\bhow (?:many|much) \w+ (?:passed|went by|lay|lie|after|before|later|earlier)\b",
+    re.IGNORECASE | re.DOTALL,
+)
 
 SIDES = (
     "For each thing that the question compares, write one line: its name, a colon, and only what the passages state of "
     "it that the question is about."
 )
-RESULT = "Answer: "  # how the last step of an example begins
+VALUES = (
+    "Do not answer yet. For each of the two things that the question compares, write one line: its name, a colon, and "
+    "the number or date that the passages state of it."
+)
+RESULT, _UNKNOWN = "Answer: ", "unknown"  # how the last step of an example begins, and the end where there is none
 _WHICH = (
     (
         "Ann: ran 12 km\nBo: ran 9 km",
@@ -75,6 +93,28 @@ _ALIKE = (
         "Nord: 1934. West: 1934. This is one year. Answer: yes",
     ),
 )
+_DIFFERENT = (
+    (
+        "2021: 31 boats\n2023: 44 boats",
+        "How many more boats came in 2023 than in 2021?",
+        "2023: 44. 2021: 31. 44 - 31 = 13. Answer: 13",
+    ),
+    (
+        "Kim: born on 2 June 1990\nLou: born on 9 May 1984",
+        "How many years older is Lou than Kim?",
+        "Lou: 1984. Kim: 1990. 1990 - 1984 = 6. Answer: 6",
+    ),
+    (
+        "Nord: opened in 1911\nWest: a shop in Lund",
+        "How many years after Nord did West open?",
+        f"West: not stated. {RESULT}{_UNKNOWN}",
+    ),
+    (
+        "the old list: EUR 12.50 a bag\nthe new list: EUR 15.00 a bag",
+        "By how much did a bag become dearer with the new list?",
+        "The new list: 15.00. The old list: 12.50. 15.00 - 12.50 = 2.50. Answer: EUR 2.50",
+    ),
+)
 _TRUE = (
     (
         "Mill: It is 40 metres high and was built by Ann Lee.",
@@ -114,6 +154,11 @@ def asks_whether(question: str) -> bool:
     return bool(_WHETHER.match(re.split(r"[.?!]\s+", question.strip())[-1]))
 
 
+def asks_difference(question: str) -> bool:
+    """Whether `question` asks by how much two things differ, as far as its English form tells."""
+    return bool(_DIFFERENCE.search(question))
+
+
 def sides(said: str, question: str) -> list[str]:
     """The lines of `said` on things that `question` names: with ten passages before it, a model writes of others too.
 
@@ -129,23 +174,59 @@ def is_yes_or_no(answer: str) -> bool:
     return bool(_YES_OR_NO.match(answer))
 
 
-def messages(lines: str, question: str, whether: bool) -> list[dict]:
-    """The messages that ask for the answer to `question` from `lines` alone, after examples of the same kind.
+def kind_of(question: str, answer: str) -> str:
+    """What `question` wants, which a model at first sight answered with `answer`: a difference, a yes or no, a choice.
 
-    `whether` it is to be yes or no, of one line or of several, instead of one of two things, of which each has a
-    line. The examples come first, as they stay the same.
+    "Was it the oak or the elm?" wants a choice also where the answer was yes.
     """
-    examples = (_ALIKE if "\n" in lines else _TRUE) if whether else _WHICH
+    if asks_difference(question):
+        return DIFFERENCE
+    offered = re.search(r"\bor\b", question, re.IGNORECASE)
+    return WHETHER if is_yes_or_no(answer) and not offered else WHICH
+
+
+def unstated(lines: Sequence[str], texts: Sequence[str]) -> bool:
+    """Whether one of `lines` gives a number that no text has which speaks of its thing.
+
+    A model that finds no height of a tower writes the one that it remembers, or that of another tower. A text that
+    speaks of a thing has more than half of the words of its name.
+    """
+    held = [(words_of(text), _plain_numbers(text)) for text in texts]
+    for name, _, value in (line.partition(": ") for line in lines):
+        named, numbers = words_of(name), _plain_numbers(value)
+        if not any(len(named & words) > len(named) / 2 and numbers <= stated for words, stated in held):
+            return True
+    return False
+
+
+def _plain_numbers(text: str) -> set[str]:
+    return {number.replace(",", "") for number in numbers_of(text)}
+
+
+def messages(lines: str, question: str, kind: str) -> list[dict]:
+    """The messages that ask for the answer to `question` from `lines` alone, after examples of the same `kind`.
+
+    A choice or a difference has a line for each of two things, a yes or no has one line or several. The examples come
+    first, as they stay the same.
+    """
+    examples = {WHICH: _WHICH, DIFFERENCE: _DIFFERENT, WHETHER: _ALIKE if "\n" in lines else _TRUE}[kind]
     shown = []
     for told, asked, steps in examples:
         shown += [_asked(told, asked), {"role": "assistant", "content": steps}]
     return [*shown, _asked(lines, question)]
 
 
-def result(steps: str) -> str:
-    """The answer at the end of `steps`, or the yes or no that they begin with, or "" where they come to none."""
+def result(steps: str, question: str) -> str:
+    """The answer at the end of `steps`, or the yes or no that they begin with, or "" where they come to none.
+
+    Asked how many metres it is, it is a number alone: `question` has the unit.
+    """
     said = _YES_OR_NO.match(steps)
-    return steps.partition(RESULT)[2].strip(" .\n") or (said[0] if said else "")
+    answer = steps.partition(RESULT)[2].strip(" .\n") or (said[0] if said else "")
+    if answer == _UNKNOWN:
+        return ""
+    number = _NUMBER.search(answer) if re.search(r"\bhow many\b", question, re.IGNORECASE) else None
+    return number[0] if number else answer
 
 
 def _asked(lines: str, question: str) -> dict:

@@ -3,10 +3,11 @@
 A stand-in is first asked without a thought, as in plain RAG: a small model that thinks talks itself out of what
 stands there plainly. Where it answers, and answers the same once more, that is the answer, unless it only chooses
 between things that the question names, for it takes the first one: these it sets side by side (`kit.comparison`). Nor
-is it left to say yes, as it would to most that it is asked: a yes or no is worked out as well. Where it does not
-answer, it is asked whether the passages hold one: if hardly, other words are searched for, else it thinks. Where the
-answer names another document, it reads on there: small models stop at the first link of a chain. And before an answer
-is handed out, it is asked over nothing but what the answer rests on whether an answer is there at all.
+is it left to say yes, as it would to most that it is asked: a yes or no is worked out as well, and so is by how much
+two things differ. Where it does not answer, it is asked whether the passages hold one: if hardly, other words are
+searched for, else it thinks. Where the answer names another document, it reads on there: small models stop at the
+first link of a chain. And before an answer is handed out, it is asked over nothing but what the answer rests on
+whether an answer is there at all.
 
 A judgement has three parts over one prefix. The model thinks freely within a budget; it goes on, in
 the same turn, to its answer; then it is asked for a verdict that a JSON schema holds: the words of
@@ -92,20 +93,24 @@ class Reasoner:
         """The verdict of a stand-in that has not thought: a short answer, or no answer; None where it should think.
 
         The model is asked plainly, and again with its turn opened. Where the two differ it should think: one of them
-        may come from an order in the passages. Where it only chooses, or is asked for a yes or no, it compares. Where
-        it declines, that is the verdict if there is `more` to read or a `doubt`. The passages are then in the engine's
-        cache for `judge`. Raises what `judge` raises.
+        may come from an order in the passages. Where it only chooses, or is asked for a yes or no or a difference, it
+        compares. Where it declines, that is the verdict if there is `more` to read or a `doubt`. The passages are then
+        in the engine's cache for `judge`. Raises what `judge` raises.
         """
         if not self.stand_in:
             return None
         if comparison.asks_whether(question):
             near = hits if more else evidence.nearest_page(question, hits)
             unspoken = self._unless(prompt(question, near, notes, SPEAK), SPOKEN, question, more)
-            return unspoken or self._compared(question, hits, notes, whether=True)
+            return unspoken or self._compared(question, hits, notes, comparison.WHETHER)
+        if comparison.asks_difference(question):
+            compared = self._compared(question, hits, notes, comparison.DIFFERENCE)
+            if compared or more:
+                return compared or Verdict("", False, "", "")
         messages, opened = prompt(question, hits, notes, PLAIN), ""
         if answer := self._plainly(messages):
             if chooses(answer, question):
-                return self._compared(question, hits, notes, comparison.is_yes_or_no(answer))
+                return self._compared(question, hits, notes, comparison.kind_of(question, answer))
             if not _agree(answer, opened := self._answer(messages, "")):
                 return None
             if verdict := self._sufficient(question, hits, messages, answer):
@@ -119,7 +124,7 @@ class Reasoner:
         if not answer or number or _declines(answer):
             return None
         if chooses(answer, question):
-            return self._compared(question, hits, notes, comparison.is_yes_or_no(answer))
+            return self._compared(question, hits, notes, comparison.kind_of(question, answer))
         return self._sufficient(question, hits, messages, answer)
 
     def doubt(
@@ -177,29 +182,37 @@ class Reasoner:
         messages = prompt(question, hits, notes, THINK + (WORK_OUT if self.stand_in else ""))
         thinking = self._think(messages)
         answer = self._answer(messages, thinking)
-        whether = self.stand_in and comparison.is_yes_or_no(answer)
-        if whether and (verdict := self._compared(question, hits, notes, whether)):
+        kind = comparison.kind_of(question, answer)
+        affirmed = self.stand_in and comparison.is_yes_or_no(answer)
+        if affirmed and (verdict := self._compared(question, hits, notes, kind)):
             return verdict
         if self.stand_in and _repeats(answer, question):
             answer = self._shorter(question, answer)
         return self._supported(question, hits, messages, thinking, answer)
 
-    def _compared(self, question: str, hits: Sequence[Hit], notes: Sequence[Citation], whether: bool) -> Verdict | None:
-        """The verdict on which of two it is, or `whether` it is so, from lines on both, or from one statement.
+    def _compared(self, question: str, hits: Sequence[Hit], notes: Sequence[Citation], kind: str) -> Verdict | None:
+        """The verdict on a question of this `kind` of `comparison`, from lines on both things, or from one statement.
 
         None where it comes to no answer. The statement, for a yes or no alone, is the one nearest to the question: a
-        line that a small model writes about a single thing says what the question says.
+        line that a small model writes about a single thing says what the question says. A difference of which a value
+        is missing, or stands in no passage, has no answer.
         """
-        said = self._think(prompt(question, hits, notes, comparison.SIDES))
-        if len(lines := comparison.sides(said, question)) > 1:
+        values = kind == comparison.DIFFERENCE
+        said = self._think(prompt(question, hits, notes, comparison.VALUES if values else comparison.SIDES))
+        lines = comparison.sides(said, question)
+        if values and len({line.partition(": ")[2] for line in lines}) == 1:
+            return None  # one value under two names: what differs is within one document, and is thought about
+        if len(lines) > 1:
+            if values and comparison.unstated(lines, [f"{page[0].source}\n{joined(page)}" for page in pages(hits)]):
+                return Verdict("", False, "", said)
             cited = evidence.nearest_statements(lines, question, hits)
-        elif whether and (cited := evidence.nearest_statements([question], question, hits)):
+        elif kind == comparison.WHETHER and (cited := evidence.nearest_statements([question], question, hits)):
             lines = [_line(citation) for citation in cited]
         else:
             return None
-        steps = self._think(comparison.messages("\n".join(lines), question, whether))
-        if not (answer := comparison.result(steps)):
-            return None
+        steps = self._think(comparison.messages("\n".join(lines), question, kind))
+        if not (answer := comparison.result(steps, question)):
+            return Verdict("", False, "", said) if values else None
         return Verdict(answer, True, "", f"{said}\n\n{steps}", tuple(dict.fromkeys(cited)))
 
     def _believes(self, asked: list[dict], sure: float) -> bool:
@@ -243,7 +256,7 @@ class Reasoner:
     def _plainly(self, messages: list[dict]) -> str:
         with self.model.heard_by(None):  # what is said may not last
             reply = self.model.complete(messages, think=self._flag(False), max_tokens=RESULT_TOKENS)
-        return "" if _declines(reply.text) else " ".join(reply.text.split())
+        return "" if _declines(reply.text) else _result(" ".join(reply.text.split()))
 
     def _answer(self, messages: list[dict], thinking: str) -> str:
         # The turn is left open, so the model does not start anew but goes on from its thoughts. Servers that close
@@ -252,7 +265,7 @@ class Reasoner:
         stop = ["\n", '" ', '".']  # not the quote alone, with which a new turn may begin
         reply = self.model.complete([*messages, opened], think=self._flag(True), max_tokens=RESULT_TOKENS, stop=stop)
         text = (reply.text or reply.thinking).strip().removeprefix(ANSWER).lstrip('"')
-        return text.partition('"')[0].rpartition(" = ")[2].strip()  # of a sum that it writes down, the result
+        return _result(text.partition('"')[0])
 
     def _shorter(self, question: str, answer: str) -> str:
         asked = [{"role": "user", "content": inert(SHORTER.format(question=question, answer=answer))}]
@@ -299,6 +312,11 @@ def plain_answer(model: ChatModel, question: str, hits: Sequence[Hit], max_token
     reply = model.complete(prompt(question, hits, (), PLAIN), max_tokens=max_tokens)
     answer = reply.text.strip()
     return "" if _declines(answer) else answer
+
+
+def _result(answer: str) -> str:
+    """`answer`, or of a sum that it writes down the result."""
+    return answer.rpartition(" = ")[2].strip()
 
 
 def _declines(answer: str) -> bool:

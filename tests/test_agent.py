@@ -68,10 +68,10 @@ class Following(FakeRetriever):
     [
         (["48,000 euros"], [], "48,000 euros", ["a", "b"]),
         (["not in the documents", "Ada Lind"], [], "Ada Lind", ["a", "b", "c"]),
-        (["Yes"], ["", "", "", "by 5 percent"], "by 5 percent", ["a", "b"]),  # compared in vain, then thought about
+        (["Yes"], ["", "", "by 5 percent"], "by 5 percent", ["a", "b"]),  # compared in vain, then thought about
         (
             ["Yes", "Ada Lind"],
-            ["", "", "", "", {"words": [], "search": "chair"}],
+            ["", "", "", {"words": [], "search": "chair"}],
             "Ada Lind",
             ["a", "b", "c"],
         ),

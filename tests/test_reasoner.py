@@ -127,6 +127,11 @@ def test_an_answer_at_first_sight_that_stands_nowhere_is_cited_by_what_is_quoted
         assert not quote or verdict.citations[0].quote == quote
 
 
+def test_a_sum_that_is_written_down_plainly_is_its_result():
+    model = FakeChat(plains=["24,000 + 24,000 = 48,000"], sights=["48,000"])
+    assert Reasoner(model, 40, 60, stand_in=True).glance("How much?", HITS).answer == "48,000"
+
+
 def test_between_a_doubt_and_an_answer_the_model_is_to_think():
     for check, sight in (
         ("Yes", "48,000 euros"),
@@ -215,6 +220,41 @@ def test_a_choice_is_worked_out_from_its_sides_alone_and_cites_each():
     ), "without the passages, and without a tower that the question does not name"
 
 
+AGES = "How many years older is Elm Tower than Oak Tower?"
+
+
+def difference(*replies, more=False):
+    model = FakeChat(*replies)
+    return Reasoner(model, 40, 60, stand_in=True).glance(AGES, TOWERS, more=more), model
+
+
+def test_a_difference_is_worked_out_from_two_values_and_cites_both():
+    values, steps = (
+        "Oak Tower: 1880\nElm Tower: 1850",
+        "Elm Tower: 1850. Oak Tower: 1880. 1880 - 1850 = 30. Answer: 30 years",
+    )
+    verdict, model = difference(values, steps)
+    assert (verdict.answer, verdict.sufficient) == ("30", True)
+    assert {citation.source for citation in verdict.citations} == {"Oak Tower", "Elm Tower"}
+    asked, worked = model.asked
+    assert asked["messages"][-1]["content"].endswith(comparison.VALUES)
+    assert "Answer: EUR 2.50" in str(worked["messages"]) and "brick" not in str(worked["messages"])
+
+
+def test_a_difference_of_which_a_value_stands_nowhere_is_declined():
+    for replies in (["Oak Tower: 1880\nElm Tower: 1790"], ["Oak Tower: 1880\nElm Tower: no year", "Answer: unknown"]):
+        verdict, model = difference(*replies)
+        assert (verdict.answer, verdict.sufficient, len(model.asked)) == ("", False, len(replies))
+
+
+def test_a_difference_without_two_values_is_left_to_what_else_there_is_to_read_or_answered_plainly():
+    verdict, model = difference("Oak Tower: 1880", more=True)
+    assert (verdict.sufficient, len(model.asked)) == (False, 1)
+    for lines in ("Oak Tower: 1880", "Oak Tower: 1880\nElm Tower: 1880"):
+        model = FakeChat(lines, plains=["1880"], sights=["1880"])
+        assert Reasoner(model, 40, 60, stand_in=True).glance(AGES, TOWERS).answer == "1880", lines
+
+
 def test_a_comparison_that_comes_to_no_answer_is_thought_about():
     sides = "Oak Tower: built in 1880\nElm Tower: of 1850"
     for steps in ("Older means built earlier. Of 1880", "Answer: ", ""):
@@ -243,7 +283,7 @@ def test_thoughts_that_end_in_yes_or_no_lead_to_a_comparison_after_other_example
     ],
 )
 def test_a_stand_in_that_repeats_the_question_is_asked_for_less(answer, short, kept):
-    worked_out = ["", ""] if answer.startswith("No") else []
+    worked_out = [""] if answer.startswith("No") else []  # a choice is compared, and here no line tells of its things
     replies = [
         "Thoughts.",
         answer,
