@@ -7,6 +7,7 @@ primary model tries again; a stand-in's only if it leads to passages that were n
 finds the answer, the agent says so, whatever the primary model would rather say.
 """
 
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -374,7 +375,7 @@ class Assistant:
             f"{question}\n\nAnswer with the answer alone, as short as possible. If you do not know, say: I do not know."
         )
         answer = self.primary.complete([{"role": "user", "content": ask}]).text.strip()
-        return _outcome(answer, answered="do not know" not in answer.lower())
+        return _outcome(answer, bool(answer) and not re.search(r"do(?:n['’]t| not) know", answer, re.IGNORECASE))
 
     def _rag(self, question: str, hits: Sequence[Hit] | None, **_) -> dict:
         hits = self.retriever.search(question, self.tool.k) if hits is None else hits

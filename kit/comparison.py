@@ -20,18 +20,22 @@ WHICH, WHETHER, DIFFERENCE = "which", "whether", "difference"  # what a question
 # "Was it built in 1880?", but not "Was it the oak or the elm?", "Can you tell me who did?" or "Is it known who did?"
 _WHETHER = re.compile(
     r"(?:is|are|was|were|do|does|did|has|have|had|can|could|may|might|must|should|will|would)\b(?! you\b)"
-    r"(?!.*\b(?:or|(?:and|clear|known|know|out|say|tell)(?: me| us)? "
+    r"(?!.*\b(?:or|(?:and|clear|explain|find|known|know|out|say|see|show|tell)(?: me| us)? "
     r"(?:what|which|who|whom|whose|when|where|why|how))\b)",
     re.IGNORECASE | re.DOTALL,
 )
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
-_YES_OR_NO = re.compile(r"(?:yes|no)\b", re.IGNORECASE)  # how an answer begins
+# How an answer begins; "No Country for Old Men" and "No. 303 Squadron" are names.
+_YES_OR_NO = re.compile(r"(?:yes|no)(?=\s*$|[,;:!]|\.(?!\s*\d)|\s+(?:it|he|she|they|there|this|both)\b)", re.IGNORECASE)
 
-# "How many metres taller is it than the oak?", but not "How many goals had he scored before 1990?"
+_SENTENCE_END = re.compile(r"(?<!\bDr)(?<!\bMr)(?<!\bMrs)(?<!\bSt)(?<!\b[A-Z])[.?!]\s+")
+
+# "How many metres taller is it than the oak?", but not "How many had more than five?" or "How many before 1990?"
 _DIFFERENCE = re.compile(
-    r"\bby how (?:many|much)\b|\bdifference (?:in|of|between)\b"
-    r"|\bhow (?:many|much)\b.*\b(?:more|fewer|less|\w{2,}er)\b.*\bthan\b"
-    r"|\bhow (?:many|much) \w+ (?:passed|went by|lay|lie|after|before|later|earlier)\b",
+    r"\bby how (?:many|much)\b(?!.*\bto how (?:many|much)\b)|\bdifference in\b"
+    r"|\bhow (?:many|much)\b.*\b(?!other\b|rather\b)(?:more|fewer|less|\w{2,}er)\b.*"
+    r"(?<!other )(?<!rather )\bthan\b(?! (?:\d|one\b|two\b|three\b|four\b|five\b|ten\b|half\b))"
+    r"|\bhow many \w+ (?:(?:passed|went by|lay|lie) between|(?:after|before|later|earlier)\b.*\b(?:did|was|were))\b",
     re.IGNORECASE | re.DOTALL,
 )
 
@@ -151,7 +155,7 @@ _TRUE = (
 
 def asks_whether(question: str) -> bool:
     """Whether `question` is to be answered by yes or no, as far as its English form tells."""
-    return bool(_WHETHER.match(re.split(r"[.?!]\s+", question.strip())[-1]))
+    return bool(_WHETHER.match(_SENTENCE_END.split(question.strip())[-1]))
 
 
 def asks_difference(question: str) -> bool:
@@ -222,8 +226,8 @@ def result(steps: str, question: str) -> str:
     Asked how many metres it is, it is a number alone: `question` has the unit.
     """
     said = _YES_OR_NO.match(steps)
-    answer = steps.partition(RESULT)[2].strip(" .\n") or (said[0] if said else "")
-    if answer == _UNKNOWN:
+    answer = steps.partition(RESULT)[2].partition("\n")[0].strip(" .*") or (said[0] if said else "")
+    if answer.casefold().startswith(_UNKNOWN):
         return ""
     number = _NUMBER.search(answer) if re.search(r"\bhow many\b", question, re.IGNORECASE) else None
     return number[0] if number else answer

@@ -36,7 +36,7 @@ def read_questions(path: str | Path) -> tuple[list[dict], list[dict]]:
     `KitError` for a file that cannot be read or holds no question, and for an id that comes twice.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8").split("\n")  # a text may hold other ends of lines
+        lines = Path(path).read_text(encoding="utf-8-sig").split("\n")  # a text may hold other ends of lines
     except (OSError, UnicodeDecodeError) as error:
         raise KitError(f"The question file {path} cannot be read ({error}); give a .jsonl file in UTF-8.") from error
     questions: dict[str, dict] = {}

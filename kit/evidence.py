@@ -47,11 +47,15 @@ def find_quote(text: str, quote: str, whole: bool = False) -> str:
 
 
 def _torn(text: str, first: int, last: int) -> bool:
-    """Whether the piece from `first` to `last` begins inside a word of `text`, or ends inside a number.
+    """Whether the piece from `first` to `last` begins inside a word or number of `text`, or ends inside a number.
 
     Where a word begins cannot be seen in scripts without capitals, such as Chinese.
     """
     begin, end = text[first - 1 : first + 1] if first else "", text[last : last + 2]
+    if re.search(r"\d[.,]$", text[:first]) and text[first].isdigit():
+        return True  # 200 in 1,200
+    if text[last].isdigit() and re.match(r"[.,]\d", text[last + 1 :]):
+        return True  # 12 in 12.50
     letters = all(sign.lower() != sign.upper() for sign in begin)
     return (len(begin) == 2 and (letters or begin.isdigit())) or (len(end) == 2 and end.isdigit())
 

@@ -25,7 +25,16 @@ from anyio.from_thread import start_blocking_portal
 from smolagents.models import ChatMessageStreamDelta, ChatMessageToolCallStreamDelta
 
 from kit.config import KitError, Profile
-from kit.messages import inert, native_message, split_thoughts, text_message, tool_call, tool_call_schema, with_call_ids
+from kit.messages import (
+    inert,
+    native_message,
+    read_json,
+    split_thoughts,
+    text_message,
+    tool_call,
+    tool_call_schema,
+    with_call_ids,
+)
 
 HUGGING_FACE = "https://router.huggingface.co/v1"
 OnText = Callable[[str, str], None]  # called with ("thinking" or "text", the new piece)
@@ -336,6 +345,10 @@ class OpenAIModel(ChatModel):
         request |= {**self._chance(), "stream_options": {"include_usage": True}}
         request |= {"stop": stop} if stop else {}
         request |= {"logprobs": True, "top_logprobs": likeliest} if likeliest else {}
+        choice_of_forms = bool(schema) and "anyOf" in schema  # which OpenAI and Azure refuse at the root of a schema
+        if choice_of_forms:
+            schema = {"type": "object", "properties": {"reply": schema}, "required": ["reply"]}
+            schema["additionalProperties"] = False
         if schema:
             held = {"name": "reply", "schema": schema, "strict": True}
             request["response_format"] = {"type": "json_schema", "json_schema": held}
@@ -351,7 +364,8 @@ class OpenAIModel(ChatModel):
                             output_tokens=event.usage.completion_tokens,
                         )
                     for choice in event.choices:
-                        thinking.append(getattr(choice.delta, "reasoning_content", None) or "")
+                        thoughts = (getattr(choice.delta, name, None) for name in ("reasoning_content", "reasoning"))
+                        thinking.append(next(filter(None, thoughts), ""))  # vLLM has renamed it
                         text.append(choice.delta.content or "")
                         self._emit("thinking", thinking[-1])
                         self._emit("text", text[-1])
@@ -363,6 +377,8 @@ class OpenAIModel(ChatModel):
         # The protocol reports no times, so all of it counts as generation.
         usage = replace(usage, output_seconds=anyio.current_time() - started)
         thoughts, answer = split_thoughts("".join(text))
+        if choice_of_forms:
+            answer = json.dumps(read_json(answer).get("reply") or {}, ensure_ascii=False)
         return Reply(answer, "".join(thinking) or thoughts, usage, finish, first)
 
     def _refusal(self, error) -> KitError:

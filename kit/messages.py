@@ -61,12 +61,14 @@ def tool_call_schema(tools: list) -> dict:
 
 def read_json(text: str) -> dict:
     """The object in a schema-held reply, also where the budget cut it off in the middle."""
+    refused = f"The model's reply is no JSON object ({text[:80]!r}); use a model or server that holds to a schema."
     try:
-        return from_json(text or "{}", allow_partial="trailing-strings")
+        found = from_json(text or "{}", allow_partial="trailing-strings")
     except ValueError as error:
-        raise KitError(
-            f"The model's reply is no JSON ({text[:80]!r}); use a model or server that holds to a schema."
-        ) from error
+        raise KitError(refused) from error
+    if not isinstance(found, dict):
+        raise KitError(refused)
+    return found
 
 
 def tool_call(text: str) -> dict:

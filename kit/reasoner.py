@@ -284,8 +284,8 @@ class Reasoner:
     def _verdict(
         self, answer: str, itself: list[Citation], question: str, fields: dict, hits: Sequence[Hit], thinking: str
     ) -> Verdict:
-        quotes = [quote for quote in fields.get("words", []) if isinstance(quote, str) and quote.strip()]
-        search = fields.get("search", "").strip()
+        quotes = [quote for quote in fields.get("words") or [] if isinstance(quote, str) and quote.strip()]
+        search = (fields.get("search") or "").strip()
         if evidence.retold([search], question, hits):
             quotes, search = [*quotes, search], ""  # a statement of the passages, put into the wrong field
         quoted = [citation for quote in quotes if (citation := evidence.citation_of(quote, hits))]
@@ -295,7 +295,7 @@ class Reasoner:
             quoted = evidence.retold(quotes, question, hits) if itself or numbers_of(answer) else []
             if self.stand_in and answer and not quoted:
                 quoted = evidence.nearest_statements(quotes or [answer], question, hits)
-        citations, dropped = quoted or ([] if search else itself), len(quotes) - len(quoted)
+        citations, dropped = quoted or ([] if search else itself), max(0, len(quotes) - len(quoted))
         sufficient = bool(answer and citations and not search)
         return Verdict(
             answer=answer if sufficient else "",
@@ -315,8 +315,9 @@ def plain_answer(model: ChatModel, question: str, hits: Sequence[Hit], max_token
 
 
 def _result(answer: str) -> str:
-    """`answer`, or of a sum that it writes down the result."""
-    return answer.rpartition(" = ")[2].strip()
+    """`answer`, or of a sum that it writes down the result; "retries = 3" is no sum."""
+    head, _, result = answer.rpartition(" = ")
+    return (result if re.search(r"\d.*[-+*/×−]", head) else answer).strip()
 
 
 def _declines(answer: str) -> bool:

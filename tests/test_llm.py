@@ -189,6 +189,17 @@ def test_the_openai_client_sends_schema_and_budget_and_reads_usage(scripted):
     assert sent["max_tokens"] == 9 and sent["response_format"]["json_schema"]["schema"] == {"type": "object"}
 
 
+def test_a_choice_of_forms_is_put_into_an_object_for_servers_that_want_one_at_the_root(scripted):
+    said = json.dumps({"reply": {"words": ["Oslo"]}})
+    chunks = [{"choices": [{"index": 0, "delta": {"reasoning": "so", "content": said}, "finish_reason": "stop"}]}]
+    server = scripted({"sse": chunks})
+    forms = {"anyOf": [{"type": "object"}, {"type": "object"}]}
+    reply = OpenAIModel("some/model", server.url + "/v1", "").complete([{"role": "user", "content": "q"}], schema=forms)
+    assert (json.loads(reply.text), reply.thinking) == ({"words": ["Oslo"]}, "so")
+    schema = server.requests[0]["response_format"]["json_schema"]["schema"]
+    assert (schema["type"], schema["properties"], schema["additionalProperties"]) == ("object", {"reply": forms}, False)
+
+
 @pytest.mark.parametrize(
     "said",
     [

@@ -35,6 +35,7 @@ def test_a_schema_for_one_tool_has_no_choice():
     assert tool_call_schema([SearchTool()])["properties"]["action"] == {"const": "search"}
 
 
-def test_text_that_is_no_json_is_one_sentence():
-    with pytest.raises(KitError, match="is no JSON"):
-        read_json("Certainly! Here is")
+@pytest.mark.parametrize("text", ["Certainly! Here is", "42", "null", '["words"]'])
+def test_text_that_is_no_json_object_is_one_sentence(text):
+    with pytest.raises(KitError, match="is no JSON object"):
+        read_json(text)

@@ -132,6 +132,17 @@ def test_a_sum_that_is_written_down_plainly_is_its_result():
     assert Reasoner(model, 40, 60, stand_in=True).glance("How much?", HITS).answer == "48,000"
 
 
+def test_a_setting_is_no_sum():
+    lines = [hit("a", "Write retries = 3 into the file.")]
+    model = FakeChat(plains=["retries = 3"], sights=["retries = 3"])
+    assert Reasoner(model, 40, 60, stand_in=True).glance("What is to be written?", lines).answer == "retries = 3"
+
+
+def test_fields_of_a_verdict_that_are_null_are_empty():
+    verdict, _ = judge("", "48,000 euros", {"words": None, "search": None}, {"search": "rent"})
+    assert (verdict.sufficient, verdict.dropped) == (True, 0), "the answer stands there itself"
+
+
 def test_between_a_doubt_and_an_answer_the_model_is_to_think():
     for check, sight in (
         ("Yes", "48,000 euros"),
