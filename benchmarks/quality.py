@@ -24,7 +24,7 @@ from pathlib import Path
 from machine import machine
 from original import Original
 
-from kit import agent, comparison, engine, evaluation, evidence, index, llm, reasoner, retriever
+from kit import agent, comparison, engine, evaluation, evidence, index, llm, messages, reasoner, retriever
 from kit.agent import Assistant
 from kit.config import Profile, load_profile
 from kit.index import Embedder, Index
@@ -173,8 +173,8 @@ def _forced(assistant: Assistant, question: dict, mode: str) -> dict:
     search = assistant.retriever
     gold = mode == "gold"
     hits = search.passages(question["sources"]) if gold else search.search(question["question"], assistant.profile.k)
-    messages = reasoner.prompt(question["question"], hits, (), FORCED)
-    reply = assistant.primary.complete(messages, max_tokens=assistant.profile.answer_tokens)
+    asked = reasoner.prompt(question["question"], hits, (), FORCED)
+    reply = assistant.primary.complete(asked, max_tokens=assistant.profile.answer_tokens)
     sources = [{"source": hit.source, "page": hit.page, "quote": ""} for hit in hits]
     return {"answer": reply.text.strip(), "answered": True, "sources": sources, "usage": {}, "seconds": 0.0}
 
@@ -211,7 +211,7 @@ def _warm(assistant: Assistant) -> None:
 
 def _answering() -> str:
     """A sum over the modules that answer, prompts among them: rows of another state of them are not mixed in."""
-    modules = (reasoner, comparison, evidence, agent, retriever, index, llm)
+    modules = (reasoner, comparison, evidence, agent, retriever, index, llm, messages)
     return hashlib.sha256(b"".join(Path(module.__file__).read_bytes() for module in modules)).hexdigest()[:12]
 
 

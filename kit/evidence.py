@@ -52,10 +52,9 @@ def _torn(text: str, first: int, last: int) -> bool:
     Where a word begins cannot be seen in scripts without capitals, such as Chinese.
     """
     begin, end = text[first - 1 : first + 1] if first else "", text[last : last + 2]
-    if re.search(r"\d[.,]$", text[:first]) and text[first].isdigit():
-        return True  # 200 in 1,200
-    if text[last].isdigit() and re.match(r"[.,]\d", text[last + 1 :]):
-        return True  # 12 in 12.50
+    around = text[max(0, first - 2) : first + 1], text[last : last + 3]
+    if any(re.fullmatch(r"\d[.,]\d", piece) for piece in around):
+        return True  # 200 in 1,200, 12 in 12.50
     letters = all(sign.lower() != sign.upper() for sign in begin)
     return (len(begin) == 2 and (letters or begin.isdigit())) or (len(end) == 2 and end.isdigit())
 

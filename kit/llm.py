@@ -28,6 +28,7 @@ from kit.config import KitError, Profile
 from kit.messages import (
     inert,
     native_message,
+    object_schema,
     read_json,
     split_thoughts,
     text_message,
@@ -347,8 +348,7 @@ class OpenAIModel(ChatModel):
         request |= {"logprobs": True, "top_logprobs": likeliest} if likeliest else {}
         choice_of_forms = bool(schema) and "anyOf" in schema  # which OpenAI and Azure refuse at the root of a schema
         if choice_of_forms:
-            schema = {"type": "object", "properties": {"reply": schema}, "required": ["reply"]}
-            schema["additionalProperties"] = False
+            schema = object_schema(reply=schema)
         if schema:
             held = {"name": "reply", "schema": schema, "strict": True}
             request["response_format"] = {"type": "json_schema", "json_schema": held}

@@ -34,6 +34,11 @@ def split_thoughts(text: str) -> tuple[str, str]:
     return (text.strip().removeprefix("<think>").strip(), "") if text.lstrip().startswith("<think>") else ("", text)
 
 
+def object_schema(**properties: dict) -> dict:
+    """The JSON schema of an object that has all of these properties and no other, in this order."""
+    return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
+
+
 def tool_call_schema(tools: list) -> dict:
     """A JSON schema that only a call of one of `tools` satisfies.
 
@@ -48,14 +53,7 @@ def tool_call_schema(tools: list) -> dict:
         # smolagents' own final_answer takes "any", which becomes a string here.
         arguments["properties"] = {k: {"type": v["type"]} for k, v in arguments["properties"].items() if k not in given}
         arguments["required"] = [name for name in arguments["required"] if name not in given]
-        calls.append(
-            {
-                "type": "object",
-                "properties": {"action": {"const": function["name"]}, "input": arguments},
-                "required": ["action", "input"],
-                "additionalProperties": False,
-            }
-        )
+        calls.append(object_schema(action={"const": function["name"]}, input=arguments))
     return {"anyOf": calls} if len(calls) > 1 else calls[0]
 
 

@@ -25,7 +25,7 @@ from dataclasses import dataclass, replace
 from kit import comparison, evidence
 from kit.evidence import Citation, find_quote, numbers_of, words_of
 from kit.llm import ChatModel, Reply
-from kit.messages import inert, read_json
+from kit.messages import inert, object_schema, read_json
 from kit.retriever import Hit, cite, joined, pages
 
 SYSTEM = (
@@ -351,10 +351,6 @@ def prompt(question: str, hits: Sequence[Hit], notes: Sequence[Citation], ask: s
     ]
 
 
-def _object(**properties) -> dict:
-    return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
-
-
 def _text(length: int) -> dict:
     return {"type": "string", "minLength": 1, "maxLength": length}
 
@@ -363,8 +359,8 @@ _WORDS = {"type": "array", "maxItems": QUOTES, "items": {"type": "string", "maxL
 
 
 # A grammar writes keys in the schema's order or in alphabetical order; here both are the same.
-VERDICT_SCHEMA = {"anyOf": [_object(words=_WORDS), _object(search=_text(QUERY_LENGTH), words=_WORDS)]}
-SEARCH_SCHEMA = _object(search=_text(QUERY_LENGTH))  # asked for where no passage supports the result
+VERDICT_SCHEMA = {"anyOf": [object_schema(words=_WORDS), object_schema(search=_text(QUERY_LENGTH), words=_WORDS)]}
+SEARCH_SCHEMA = object_schema(search=_text(QUERY_LENGTH))  # asked for where no passage supports the result
 
 
 def _passages(hits: Sequence[Hit]) -> list[str]:
