@@ -23,7 +23,7 @@ from kit.config import KitError, Profile
 from kit.evidence import Citation, find_quote
 from kit.llm import ChatModel, Usage
 from kit.reasoner import NOT_FOUND, SURE_ALONE, Reasoner, Verdict, chooses, plain_answer
-from kit.retriever import Hit, Retriever
+from kit.retriever import Hit, Retriever, whole
 
 MODES = ("closed", "rag", "reasoner", "agentic")
 LONGEST_QUESTION = 4000  # characters
@@ -293,7 +293,7 @@ class Assistant:
         Raises `KitError` for an empty or overlong question and an unknown mode, and what the models
         and the retriever raise.
         """
-        question = question.strip()
+        question = whole(question).strip()
         if not question:
             raise KitError('The question is empty; write one, for example `kit ask "Who signed the lease?"`.')
         if len(question) > LONGEST_QUESTION:

@@ -24,6 +24,9 @@ DEMO = {
     "Who chairs the board?": "board-minutes-2024-03-21.pdf",
 }
 
+# Fields of a profile that decide where and how fast it runs, not what is answered: rows of others may stand beside.
+ELSEWHERE = {"why", "home", "ollama_host", "memory_gib", "disk_gib"}
+
 
 def setup(args, profile) -> int:
     from kit import models
@@ -216,8 +219,9 @@ def evaluate(args, profile) -> int:
 
     questions, left_out = _questions(args.questions)
     questions = questions[: args.limit]
-    settings = {"profile": profile.name, "primary": profile.model_name("primary")}
-    settings |= {"reasoner": profile.model_name("reasoner"), "index": str(_folder(args, profile)), "k": profile.k}
+    settings = {key: value for key, value in asdict(profile).items() if key not in ELSEWHERE}
+    settings |= {role: profile.model_name(role) for role in ("primary", "reasoner")}
+    settings["index"] = str(_folder(args, profile))
     with _assistants(args, profile) as (new_assistant, server):
         assistant = new_assistant()
 

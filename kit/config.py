@@ -39,8 +39,8 @@ class Profile:
     reasoner: str
     embedding: str
     why: str = ""
-    # The reasoner is played by a model that is not a reasoning model; every result says so. It thinks in plain text,
-    # and is asked before that whether the passages hold the answer.
+    # The reasoner is played by a model that is not a reasoning model; every result says so. It is asked plainly before
+    # it thinks, thinks in plain text, and is asked afterwards whether its answer is there (see kit/reasoner.py).
     stand_in: bool = False
     provider: Literal["ollama", "openai", "azure", "huggingface"] = "ollama"
     base_url: str = ""  # of an OpenAI-compatible server, e.g. http://127.0.0.1:8000/v1, or the endpoint of Azure

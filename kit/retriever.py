@@ -46,6 +46,7 @@ class Retriever:
 
         Raises `KitError` for an empty query and for `k` below 1.
         """
+        query = whole(query)
         if not query.strip():
             raise KitError("The query is empty; say what to search for.")
         if k < 1:
@@ -167,6 +168,11 @@ def joined(hits: Iterable[Hit]) -> str:
         else:
             runs.append((hit.text, end))
     return "\n…\n".join(text for text, _ in runs)
+
+
+def whole(text: str) -> str:
+    """`text` with a "?" for each half of a surrogate pair: terminals and models leave such, and none can read them."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def cite(source: str, page: int | None) -> str:

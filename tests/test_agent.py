@@ -289,6 +289,11 @@ def test_a_model_that_makes_no_call_has_not_answered():
     assert (answer.answered, answer.state, answer.answer) == (False, "max_steps", NOT_FOUND)
 
 
+def test_half_of_a_surrogate_pair_in_a_question_reaches_no_model():
+    it = assistant([call("rent?")], ["", found("48,000 euros", "48,000 euros")], [RENT])
+    assert it.ask("Rent\udc80").answered and it.retriever.queries[0] == "Rent?"
+
+
 def test_an_empty_call_is_told_to_the_model_and_not_to_the_user():
     it = assistant([call(ALONE), call("rent")], ["", found("48,000", "48,000")], [RENT])
     assert it.ask("Rent?", follow_up=True).answer == "48,000"

@@ -2,11 +2,12 @@
 
 import errno
 import json
+from contextlib import nullcontext
 
 import pytest
 from test_service import Desk, apps, index_of, served
 
-from kit import agent, cli, distill, service
+from kit import agent, cli, distill, evaluation, service
 from kit.cli import main
 from kit.config import service_tokens
 from kit.threads import Threads
@@ -87,6 +88,18 @@ def test_a_full_disk_is_one_sentence(capsys, monkeypatch):
     monkeypatch.setattr(cli.commands, "search", full)
     status, out, err = run(capsys, "search", "rent", "--profile", "ci")
     assert (status, out) == (1, "") and "No space left" in err and "rows.jsonl" in err and err.count("\n") == 1
+
+
+def test_rows_of_another_budget_are_refused(capsys, home, monkeypatch):
+    monkeypatch.setattr(cli.commands, "_assistants", lambda args, profile: nullcontext((Desk(), None)))
+    (home / "q.jsonl").write_text(json.dumps({"id": "1", "question": "Who?", "answer": "Ada"}))
+    profile = home / "own.toml"
+    argv = ["evaluate", "--questions", str(home / "q.jsonl"), "--out", str(home / "out"), "--modes", "rag"]
+    monkeypatch.setattr(evaluation, "retrieval", lambda *_: {})
+    for tokens, status, said in ((90, 0, ""), (40, 1, "another thinking_tokens;")):
+        profile.write_text(f'base = "ci"\nthinking_tokens = {tokens}')
+        found, _, err = run(capsys, *argv, "--profile", str(profile))
+        assert found == status and said in err
 
 
 def test_debug_shows_the_traceback():

@@ -226,6 +226,10 @@ def test_the_seconds_add_up(retriever):
     assert 0 < once < retriever.seconds
 
 
+def test_half_of_a_surrogate_pair_in_a_query(retriever):
+    assert retriever.search("night \udc80owl", 1)[0].source == "a.txt"
+
+
 @pytest.mark.parametrize("query", ["", " \n"])
 def test_an_empty_query(retriever, query):
     with pytest.raises(KitError, match="The query is empty"):
