@@ -4,33 +4,27 @@ How files get in is in `kit.ingest`. Not known here: more than one collection in
 vectors that do not fit in memory, where Chroma keeps all of them while an index is open.
 """
 
-import re
 import sqlite3
 import threading
 import time
-import unicodedata
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
-from itertools import accumulate
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kit.config import KitError
 from kit.ingest import MANIFEST, Ingest
+from kit.words import FOLDER, Words, bare, split
 
 if TYPE_CHECKING:
     import numpy as np
 
 COLLECTION = "chunks"
-FORMAT = 2  # raised whenever what is embedded or how it is kept changes
+FORMAT = 3  # raised whenever what is embedded or how it is kept changes
 THOROUGH = 400  # candidates that HNSW keeps while it searches; with Chroma's 100 even a small index misses some
-LONGEST_QUERY = 64  # words that `match` looks for
 SHORTEST_NAME, LONGEST_NAME = 4, 8  # characters, words; shorter names are also common words ("It")
 NAMESAKES = 3  # sources of one name; a name that more have (overview.md, index.html) leads to none of them
-HEADED = 1_000  # chunks beneath titles that begin with a name; in a large index many begin with "The"
-MATCHES = 10_000  # chunks that BM25 scores for a query, in some 15 ms; all of 100,000 would take 120
-
 
 Row = tuple[str, str, int | None, float, str, int]  # id, source, page, score, text, start
 
@@ -89,7 +83,8 @@ class Index:
         self._client, self._collection = _connect(folder, settings)
         try:
             self._check(settings)
-        except KitError:
+            self._words = Words(folder / FOLDER)
+        except (KitError, OSError):
             self.close()
             raise
 
@@ -106,7 +101,7 @@ class Index:
         # Chroma read by one process while another writes it gives stale answers, or none.
         with _guarded(folder, wait=5):
             index = cls(folder, embedder, {"embedding": embedder.name, "format": FORMAT})
-        if index.count() == 0:
+        if index.count() == 0 or index._words.count() == 0:
             index.close()
             raise KitError(_no_index(folder))
         return index
@@ -152,20 +147,8 @@ class Index:
         return _nearest_first(_rows(ids, metadatas, [min(1.0, 1.0 - distance) for distance in distances], texts))
 
     def match(self, query: str, n: int) -> list[str]:
-        """Ids of the `n` chunks that share the most telling words with `query`, best first.
-
-        The order is that of BM25 over stemmed words, as SQLite's FTS5 computes it
-        (https://www.sqlite.org/fts5.html); a chunk that shares no word is not among them. The rarest words count,
-        as many as `MATCHES` chunks have: all of them in a small index, in a large one not those that are everywhere.
-        """
-        words = list(dict.fromkeys(_split(query)))[:LONGEST_QUERY]
-        if not words:
-            return []
-        found = (
-            "select id from words join chunks on chunks.number = words.rowid where words match ? order by rank limit ?"
-        )
-        with closing(self._manifest()) as db:
-            return [id for (id,) in db.execute(found, (" OR ".join(_rarest(db, words)), n))]
+        """Ids of the `n` chunks that share the most telling words with `query`, best first; see `Words.match`."""
+        return self._words.match(query, n)
 
     def named(self, text: str, query: str, k: int, known: str = "", apart: str = "") -> list[Row]:
         """Of the sources whose name stands in `text`, with its capitals, the `k` chunks nearest to `query`.
@@ -173,8 +156,8 @@ class Index:
         The name of a file is what `corpus.title` makes of it; what stands in brackets behind a name is no part of it.
         Names that stand in `known` do not count, nor the source `apart`, nor names that many sources have.
         """
-        names = {name for name in _names(text) if f" {name} " not in f" {_bare(known)} "}
-        headings = self._headings(names)
+        names = {name for name in _names(text) if f" {name} " not in f" {bare(known)} "}
+        headings = self._words.beneath(names)
         if not headings:
             return []
         found = self._collection.get(ids=list(headings), include=["embeddings", "documents", "metadatas"])
@@ -187,14 +170,6 @@ class Index:
         telling = [row for row in rows if row[1] != apart and len(sources[headings[row[0]]]) <= NAMESAKES]
         return _nearest_first(telling)[:k]
 
-    def _headings(self, names: set[str]) -> dict[str, str]:
-        """Ids of the chunks beneath one of `names`, and beneath which."""
-        found = "select id, text from words join chunks on chunks.number = words.rowid where words match ? limit ?"
-        with closing(self._manifest()) as db:  # where a chunk stands beneath its source's name
-            rows = [row for name in sorted(names) for row in db.execute(found, (f'^"{name}"', HEADED))]
-        headings = {id: _bare(chunk.partition("\n")[0]) for id, chunk in rows}
-        return {id: heading for id, heading in headings.items() if heading in names}
-
     def get(self, ids: list[str]) -> list[Row]:
         """The chunks with these ids, in any order, as `search` returns them; the score is 0."""
         return self._held(0.0, ids=ids)
@@ -204,10 +179,6 @@ class Index:
         return self._held(
             1.0, where={"source": source} if page is None else {"$and": [{"source": source}, {"page": page}]}
         )
-
-    def _manifest(self) -> sqlite3.Connection:
-        manifest = (self.folder / MANIFEST).absolute().as_uri()
-        return sqlite3.connect(f"{manifest}?mode=rw", uri=True)  # so a killed writer's journal is undone
 
     def _held(self, score: float, **which) -> list[Row]:
         found = self._collection.get(**which, include=["documents", "metadatas"])
@@ -227,7 +198,7 @@ class Index:
         started = time.monotonic()
         with (
             _guarded(self.folder),
-            Ingest(self.folder, self._collection, self._client.get_max_batch_size(), self.embed) as run,
+            Ingest(self.folder, self._collection, self._words, self._client.get_max_batch_size(), self.embed) as run,
         ):
             result = run(paths)
         return {**result, "seconds": round(time.monotonic() - started, 3)}
@@ -272,26 +243,12 @@ def _nearest_first(rows: list[Row]) -> list[Row]:
     return sorted(rows, key=lambda row: (-row[3], row[0]))  # ties always in the same order
 
 
-def _split(text: str) -> list[str]:
-    """The words of `text`. FTS5 takes a letter and its accent for one sign, as here, in whatever form they came."""
-    return re.findall(r"\w+", unicodedata.normalize("NFC", text))
-
-
-def _rarest(db: sqlite3.Connection, words: list[str]) -> list[str]:
-    """The rarest of `words` as phrases: at least one, and as many as have fewer than `MATCHES` chunks together."""
-    counted = "select count(*) from (select 1 from words where words match ? limit ?)"  # no chunk is scored for it
-    chunks = {f'"{word}"': db.execute(counted, (f'"{word}"', MATCHES)).fetchone()[0] for word in words}
-    rarest = sorted(chunks, key=chunks.__getitem__)
-    matched = accumulate(chunks[word] for word in rarest)
-    return [word for word, total in zip(rarest, matched, strict=True) if word == rarest[0] or total < MATCHES]
-
-
 def _names(text: str) -> set[str]:
-    """What in `text` may be a name, as `_bare` writes it: "Toy Story 3", "The Remains of the Day", "McDonald's".
+    """What in `text` may be a name, as `bare` writes it: "Toy Story 3", "The Remains of the Day", "McDonald's".
 
     These are runs of words with a capital among them, each end of which has a capital or is a number.
     """
-    words = _split(text)
+    words = split(text)
     ends = [word[0].isupper() or word[0].isdigit() for word in words]
     names = set()
     for start in (place for place, end in enumerate(ends) if end):
@@ -300,11 +257,6 @@ def _names(text: str) -> set[str]:
             if (ends[stop] or run[-1] == "s") and any(word[0].isupper() for word in run):
                 names.add(" ".join(run).lower())
     return {name for name in names if len(name) >= SHORTEST_NAME}
-
-
-def _bare(heading: str) -> str:
-    """The words of a source's heading in small letters, without what stands in brackets at its end."""
-    return " ".join(_split(re.sub(r"\s*\([^()]*\)$", "", heading))).lower()  # as FTS5 does, which keeps an ß
 
 
 def _no_index(folder: Path) -> str:

@@ -3,7 +3,7 @@
 Beside Chroma's own files the folder of an index holds `files.sqlite`, the manifest: which files are
 in, with which content, as which chunks. A file has no hash in it while it is being written. A chunk
 is noted there before Chroma gets it, with the number of the run, and is `live` once its file is whole.
-`words` is SQLite's own full-text index over the same chunks, under their row numbers.
+The index by words (`kit.words`) is committed before the manifest calls a file whole, as Chroma is.
 """
 
 import hashlib
@@ -16,14 +16,14 @@ from pathlib import Path
 from kit.config import KitError, expanded
 from kit.corpus import Chunk, find_files, printable, read, split
 from kit.pdf import PdfReader, ReadError
+from kit.words import Words
 
 BUFFER = 512  # chunks embedded in one call, across files: sorted by length they fill their batches
 MANIFEST = "files.sqlite"
 TABLES = """
 create table if not exists files (path text primary key, source text, sha256 text, pages int, chunks int);
-create table if not exists chunks (number integer primary key, id text unique, path text, live int, run int);
+create table if not exists chunks (id text primary key, path text, live int, run int);
 create index if not exists chunks_of_file on chunks (path);
-create virtual table if not exists words using fts5(text, tokenize = 'porter unicode61 remove_diacritics 2');
 """
 
 
@@ -33,8 +33,8 @@ class Ingest:
     `embed` turns a list of n texts into vectors of shape (n, d).
     """
 
-    def __init__(self, folder: Path, collection, batch: int, embed: Callable):
-        self.collection, self.batch, self.embed = collection, batch, embed
+    def __init__(self, folder: Path, collection, words: Words, batch: int, embed: Callable):
+        self.collection, self.words, self.batch, self.embed = collection, words, batch, embed
         self.run = time.time_ns()
         self.pdf = PdfReader()
         self.buffer: list[Chunk] = []
@@ -45,7 +45,7 @@ class Ingest:
         if collection.count() == 0:  # a manifest that was left alone knows of chunks that are nowhere
             self._sql("delete from files")
             self._sql("delete from chunks")
-            self._sql("delete from words")
+            self.words.clear()
 
     def __enter__(self):
         return self
@@ -53,6 +53,7 @@ class Ingest:
     def __exit__(self, *_):
         self.pdf.close()
         self.manifest.close()
+        self.words.finish()
 
     def __call__(self, paths: list[str | Path]) -> dict:
         """Do it; returns what `Index.ingest` returns, less the seconds."""
@@ -66,7 +67,7 @@ class Ingest:
         for path in gone:
             self._delete("path = ?", path)
             self._sql("delete from files where path = ?", path)
-        self.manifest.commit()
+        self._commit()
         held = [self._held(path) for path in here]
         return {
             "files": len(files),
@@ -139,8 +140,7 @@ class Ingest:
                 "on conflict do update set run = excluded.run",
                 *(chunk.id, chunk.file, self.run),
             )
-            (number,) = self._sql("select number from chunks where id = ?", chunk.id).fetchone()
-            self._sql("insert or replace into words (rowid, text) values (?, ?)", number, chunk.searched)
+        self.words.put(new.values())
         self.manifest.commit()  # from here on the chunks can be found again, whatever happens
         for ids in _batches(list(new), self.batch):
             if known := self.collection.get(ids=ids, include=[])["ids"]:  # their text may stand elsewhere now
@@ -162,7 +162,7 @@ class Ingest:
             update = "update files set source = ?, sha256 = ?, pages = ?, chunks = ? where path = ?"
             self._sql(update, *values, count, path)
         self.whole = []
-        self.manifest.commit()
+        self._commit()
 
     def _held(self, path: str) -> tuple[str, str, int, int]:
         """Source, hash, pages and chunks of a file, as the manifest has them."""
@@ -171,10 +171,15 @@ class Ingest:
 
     def _delete(self, where: str, *values) -> None:
         """Delete chunks, from Chroma first: the manifest must know of all that Chroma has."""
-        while rows := self._sql(f"select id, number from chunks where {where} limit {self.batch}", *values).fetchall():
-            self.collection.delete(ids=[id for id, _ in rows])
-            for table, key in (("words", "rowid"), ("chunks", "number")):
-                self.manifest.executemany(f"delete from {table} where {key} = ?", [(number,) for _, number in rows])
+        while rows := self._sql(f"select id from chunks where {where} limit {self.batch}", *values).fetchall():
+            ids = [id for (id,) in rows]
+            self.collection.delete(ids=ids)
+            self.words.delete(ids)
+            self.manifest.executemany("delete from chunks where id = ?", rows)
+
+    def _commit(self) -> None:
+        self.words.commit()
+        self.manifest.commit()
 
     def _sql(self, statement: str, *values) -> sqlite3.Cursor:
         return self.manifest.execute(statement, values)

@@ -9,7 +9,8 @@ PACKAGE = Path(__file__).parent.parent / "kit"
 ALLOWED = {
     "config": set(),
     "pdf": {"config"},
-    "ingest": {"config", "corpus", "pdf"},
+    "words": {"corpus"},
+    "ingest": {"config", "corpus", "pdf", "words"},
     "download": {"config"},
     "build": {"config", "download"},
     "engine": {"config", "download", "build"},
@@ -17,7 +18,7 @@ ALLOWED = {
     "messages": {"config"},
     "llm": {"config", "messages"},
     "corpus": {"config", "pdf"},
-    "index": {"config", "ingest"},
+    "index": {"config", "ingest", "words"},
     "retriever": {"config", "index"},
     "evidence": {"retriever"},
     "comparison": {"evidence", "messages"},
