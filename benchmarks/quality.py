@@ -24,7 +24,7 @@ from pathlib import Path
 from machine import machine
 from original import Original
 
-from kit import agent, comparison, engine, evaluation, evidence, index, llm, messages, reasoner, retriever
+from kit import agent, comparison, engine, evaluation, evidence, index, llm, messages, reasoner, retriever, words
 from kit.agent import Assistant
 from kit.config import Profile, load_profile
 from kit.index import Embedder, Index
@@ -211,7 +211,7 @@ def _warm(assistant: Assistant) -> None:
 
 def _answering() -> str:
     """A sum over the modules that answer, prompts among them: rows of another state of them are not mixed in."""
-    modules = (reasoner, comparison, evidence, agent, retriever, index, llm, messages)
+    modules = (reasoner, comparison, evidence, agent, retriever, index, words, llm, messages)
     return hashlib.sha256(b"".join(Path(module.__file__).read_bytes() for module in modules)).hexdigest()[:12]
 
 

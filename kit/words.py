@@ -89,14 +89,15 @@ class Words:
 
     def _best(self, terms: list[tantivy.Query], n: int) -> list[str]:
         either = tantivy.Query.boolean_query([(tantivy.Occur.Should, term) for term in terms])
+        searcher = self._searcher()
         with _as_os_error():
-            searcher = self._searcher()
             found = searcher.search(either, n, count=False).hits
             scored = [(-score, searcher.doc(place)["id"][0]) for score, place in found]
         return [id for _, id in sorted(scored)]  # ties always in the same order
 
     def _searcher(self) -> tantivy.Searcher:
-        self._index.reload()  # another process may have written
+        with _as_os_error():
+            self._index.reload()  # another process may have written
         return self._index.searcher()
 
 
