@@ -346,7 +346,7 @@ class Assistant:
     def remember(self, question: str, answer: dict) -> None:
         """Take an earlier turn into the conversation: a question, and its `Answer` as a dict.
 
-        The agent's memory is then what it was after that answer.
+        The agent's memory is then what it was after that answer, less a `final_answer` that gave up.
         """
         calls = [
             ("rag_with_reasoner", {"question": step["query"]}, _observed(step["verdict"]))

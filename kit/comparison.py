@@ -17,11 +17,12 @@ from kit.messages import inert
 
 WHICH, WHETHER, DIFFERENCE = "which", "whether", "difference"  # what a question wants
 
-# "Was it built in 1880?", but not "Was it the oak or the elm?", "Can you tell me who did?" or "Is it known who did?"
+# "Was it built in 1880?", but not "Was it the oak or the elm?", "Can you tell me who did?", "Is it known who did?" or
+# "Will Smith played which part?"
 _WHETHER = re.compile(
     r"(?:is|are|was|were|do|does|did|has|have|had|can|could|may|might|must|should|will|would)\b(?! you\b)"
     r"(?!.*\b(?:or|(?:and|clear|explain|find|known|know|out|say|see|show|tell)(?: me| us)? "
-    r"(?:what|which|who|whom|whose|when|where|why|how))\b)",
+    r"(?:what|which|who|whom|whose|when|where|why|how))\b|.*\b(?:what|which|who|whom|when|where|why|how)(?: \w+)?\?)",
     re.IGNORECASE | re.DOTALL,
 )
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")

@@ -83,7 +83,8 @@ def native_message(message) -> dict:
         calls = ast.literal_eval(text.removeprefix("Calling tools:\n"))
         return {"role": "assistant", "content": "", "tool_calls": [{"function": c["function"]} for c in calls]}
     if role == "tool-response":
-        return {"role": "tool", "content": text.removeprefix("Observation:\n")}
+        observed = text.startswith("Observation:\n")  # else an error, whose call smolagents leaves out
+        return {"role": "tool" if observed else "user", "content": text.removeprefix("Observation:\n")}
     return {"role": role, "content": text.removeprefix("New task:\n")}
 
 

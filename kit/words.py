@@ -12,7 +12,7 @@ from pathlib import Path
 
 import tantivy
 
-from kit.corpus import Chunk
+from kit.corpus import Chunk, title
 
 FOLDER = "words"
 HEADED = 1_000  # chunks beneath one name that are looked at
@@ -55,7 +55,7 @@ class Words:
         """Add `chunks`, each in the place of the one that has its id; they are found from the next `commit` on."""
         for chunk in chunks:
             self.delete([chunk.id])
-            heading, text = bare(chunk.searched.partition("\n")[0]), _composed(chunk.searched)
+            heading, text = bare(title(chunk.source)), _composed(chunk.searched)
             with _as_os_error():
                 self._writing().add_document(tantivy.Document(id=chunk.id, heading=heading, text=text))
 

@@ -18,6 +18,8 @@ from kit import comparison
         ("Is there Wi-Fi on board, and what does it cost?", False),
         ("Can someone explain how it was built?", False),
         ("Is Dr. Finch on the board?", True),
+        ("Will Finch played which part?", False),
+        ("May Pen lies where?", False),
         ("Who built it?", False),
         ("Wasn't told", False),
         ("", False),

@@ -2,7 +2,9 @@
 
 import pytest
 from fakes import SearchTool
-from smolagents import ChatMessage, MessageRole
+from smolagents import AgentLogger, AgentToolExecutionError, ChatMessage, MessageRole
+from smolagents.memory import ActionStep
+from smolagents.monitoring import Timing
 
 from kit.config import KitError
 from kit.messages import native_message, read_json, split_thoughts, tool_call_schema
@@ -14,6 +16,13 @@ def test_history_is_native():
     heard = ChatMessage(role=MessageRole.TOOL_RESPONSE, content=[{"type": "text", "text": "Observation:\nnothing"}])
     assert native_message(said)["tool_calls"][0]["function"]["arguments"] == {"question": "it's"}
     assert native_message(heard) == {"role": "tool", "content": "nothing"}
+
+
+def test_an_error_answers_no_call_for_smolagents_tells_of_none():
+    error = AgentToolExecutionError("The question is empty.", AgentLogger())
+    messages = ActionStep(step_number=1, timing=Timing(0.0), error=error).to_messages()
+    assert [native_message(m)["role"] for m in messages] == ["user"]
+    assert "The question is empty." in native_message(messages[0])["content"]
 
 
 def test_thoughts_in_the_text_are_split_off():

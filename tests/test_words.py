@@ -110,9 +110,10 @@ def test_a_broken_file_is_an_os_error(words, tmp_path):
 
 
 def test_names_are_found_whole_and_without_what_stands_in_brackets(words):
-    words.put([chunk("film", "A film.", "Toy Story 3 (film)"), chunk("toy", "A toy.", "Toy Story 30")])
+    words.put([chunk("film", "A film.", "Toy Story 3 (film)"), chunk("toy", "A toy.", "Toy\nStory 30")])
     words.commit()
     assert words.beneath(["toy story 3", "toy", "owls"]) == {"film": "toy story 3", "owls": "owls"}
+    assert words.beneath(["toy story 30"]) == {"toy": "toy story 30"}
     assert words.beneath([]) == {}
 
 
