@@ -62,7 +62,7 @@ def questions(split: str, limit: int | None, path: Path = DATA / "questions.json
     rows, _ = evaluation.read_questions(path)
     kinds: dict[str, list[dict]] = {}
     for row in rows:
-        if row["split"] == split:
+        if row.get("split", split) == split:
             kinds.setdefault(row["type"], []).append(row)
     numbered = [(n / len(kind), row) for kind in kinds.values() for n, row in enumerate(kind[:limit])]
     return [row for _, row in sorted(numbered, key=lambda pair: pair[0])]
@@ -75,7 +75,7 @@ def measured(asked: list[dict], modes: list[str], split: str, data: Path = DATA)
     with warm_assistant(profile, data) as (assistant, server):
         replies = _record(assistant.primary, assistant.reasoner.model)
         if "original" in modes:
-            index_of_original = profile.home / f"index-original-{data.name}"
+            index_of_original = _index_folder(profile, data, "original-")
             original = Original(profile, server.url, [str(data / "collection")], index_of_original)
 
         def answer(question: dict, mode: str) -> dict:
@@ -99,6 +99,7 @@ def measured(asked: list[dict], modes: list[str], split: str, data: Path = DATA)
             "answer_tokens",
         )
         settings = {"profile": profile.name, "kit": _answering(), **{key: getattr(profile, key) for key in decisive}}
+        settings["index"] = assistant.retriever.index.fingerprint()
         rows = evaluation.run(asked, modes, answer, out, settings, lambda error: engine.revive(server, profile))
         result = figures_of(asked, rows)
         result["retrieval"] = evaluation.retrieval(asked, assistant.retriever.search, profile.k)
@@ -193,7 +194,7 @@ def _quoted(search: Retriever, found: dict) -> dict:
 @contextmanager
 def warm_assistant(profile: Profile, data: Path = DATA) -> Iterator[tuple[Assistant, engine.Engine]]:
     """An assistant over an index of its own of `data`/collection, and its engine; all models are loaded."""
-    folder, embedder = profile.home / f"index-{data.name}", Embedder(profile.embedding_path)
+    folder, embedder = _index_folder(profile, data), Embedder(profile.embedding_path)
     with Index.create(folder, embedder, profile.chunk_size, profile.chunk_overlap) as made:
         made.ingest([data / "collection"])
     with engine.running(profile) as server:
@@ -202,6 +203,12 @@ def warm_assistant(profile: Profile, data: Path = DATA) -> Iterator[tuple[Assist
         _warm(assistant)
         assistant.retriever.search("warm", 1)
         yield assistant, server
+
+
+def _index_folder(profile: Profile, data: Path, kind: str = "") -> Path:
+    """A folder for each path: what another checkout ingested from a folder of this name is no part of it."""
+    place = hashlib.sha256(str(data.resolve()).encode()).hexdigest()[:8]
+    return profile.home / f"index-{kind}{data.name}-{place}"
 
 
 def _warm(assistant: Assistant) -> None:

@@ -162,7 +162,7 @@ def distill_traces(args, profile) -> int:
     from kit.reasoner import Reasoner
 
     rows, _ = _questions(args.questions)
-    asked = [row for row in rows if not row.get("rejected") and args.split in (None, row.get("split"))]
+    asked = [row for row in rows if args.split in (None, row.get("split"))]
     retriever = _retriever(args, profile)
     with _engine(profile) as (_, url):
         model = chat_model(profile, "reasoner", url)
@@ -205,13 +205,13 @@ def _known(paths: list[str]) -> list[str]:
 
 
 def _questions(path: str) -> tuple[list[dict], list[dict]]:
-    """The rows of a question file, and the lines that are left out, which are said."""
+    """The rows of a question file, less rejected tries of `distill questions`; and lines left out, which are said."""
     from kit import evaluation
 
     rows, left_out = evaluation.read_questions(path)
     for line in left_out:
         _say(line["error"])
-    return rows, left_out
+    return [row for row in rows if not row.get("rejected")], left_out
 
 
 def evaluate(args, profile) -> int:
@@ -219,11 +219,17 @@ def evaluate(args, profile) -> int:
 
     questions, left_out = _questions(args.questions)
     questions = questions[: args.limit]
+    bare = [question["id"] for question in questions if question["answerable"] and not question["sources"]]
+    if "gold" in args.modes and bare:
+        raise KitError(
+            f"Mode gold reads the sources of a question, and {len(bare)} in {args.questions} have none, "
+            f"{bare[0]!r} the first; add them, or leave gold out of --modes."
+        )
     settings = {key: value for key, value in asdict(profile).items() if key not in ELSEWHERE}
     settings |= {role: profile.model_name(role) for role in ("primary", "reasoner")}
-    settings["index"] = str(_folder(args, profile))
     with _assistants(args, profile) as (new_assistant, server):
         assistant = new_assistant()
+        settings["index"] = assistant.retriever.index.fingerprint()
 
         def recover(error: KitError) -> bool:
             return server is not None and engine.revive(server, profile)

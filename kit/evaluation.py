@@ -15,8 +15,11 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic_core import from_json
 from tqdm import tqdm
 
 from kit.config import KitError
@@ -25,7 +28,39 @@ ROWS, SETTINGS = "rows.jsonl", "run.json"
 RESAMPLES = 9999
 DEAD_SECONDS = 600.0  # how long a run waits for an engine to come back
 
+Text = Annotated[str, StringConstraints(pattern=r"\S")]
 Answering = Callable[[dict, str], dict]  # (question, mode) -> what `kit ask --json` prints
+
+
+class Place(BaseModel):
+    """Where an answer stands: a source, and of a source with pages the page, which counts from 1."""
+
+    model_config = ConfigDict(extra="allow")
+    source: Text
+    page: int | None = Field(None, ge=1)
+
+
+class Question(BaseModel):
+    """A line of a question file. A number does for a text ("id": 7), and what is null is as if it were missing."""
+
+    model_config = ConfigDict(extra="allow", coerce_numbers_to_str=True)
+    id: Text
+    question: Text
+    answer: str
+    aliases: list[str] = []
+    sources: list[Place] = []
+    type: str = "untyped"
+    answerable: bool
+
+    @model_validator(mode="before")
+    @classmethod
+    def _complete(cls, row):
+        if not isinstance(row, dict):
+            return row
+        row = {key: value for key, value in row.items() if value is not None}
+        if row.get("answerable") is False:
+            row.setdefault("answer", "")
+        return {"answerable": bool(str(row.get("answer", "")).strip()), **row}
 
 
 def read_questions(path: str | Path) -> tuple[list[dict], list[dict]]:
@@ -45,35 +80,30 @@ def read_questions(path: str | Path) -> tuple[list[dict], list[dict]]:
         if not line.strip():
             continue
         try:
-            question = _question(json.loads(line))
-        except (ValueError, RecursionError) as error:
-            bad.append({"line": number, "error": f"Line {number} of {path} is left out: {error}."})
+            question = Question.model_validate(from_json(line, allow_inf_nan=False)).model_dump()
+        except ValueError as error:
+            bad.append({"line": number, "error": f"Line {number} of {path} is left out: {_fault(error)}."})
             continue
         if question["id"] in questions:
             raise KitError(f"The id {question['id']!r} in line {number} of {path} comes twice; ids must be unique.")
         questions[question["id"]] = question
     if not questions:
-        raise KitError(f'There is no question in {path}; each line is an object with "id", "question" and "answer".')
+        form = 'each line is an object with "id", "question" and "answer"'
+        raise KitError(" ".join([f"There is no question in {path}; {form}.", *(line["error"] for line in bad[:1])]))
     return list(questions.values()), bad
 
 
-def _question(row: object) -> dict:
-    if not isinstance(row, dict):
-        raise ValueError("it is no JSON object")
-    for key in ("id", "question", "answer"):
-        if not isinstance(row.get(key), str) or (key != "answer" and not row[key].strip()):
-            raise ValueError(f'it has no text under "{key}"')
-    aliases, sources = row.get("aliases") or [], row.get("sources") or []
-    if not (isinstance(aliases, list) and all(isinstance(alias, str) for alias in aliases)):
-        raise ValueError('"aliases" is no list of texts')
-    if not (
-        isinstance(sources, list) and all(isinstance(s, dict) and isinstance(s.get("source"), str) for s in sources)
-    ):
-        raise ValueError('"sources" is no list of objects with a "source"')
-    if not isinstance(row.get("type", "all"), str):
-        raise ValueError('"type" is no text')
-    answerable = row.get("answerable", bool(row["answer"].strip()))
-    return {**row, "aliases": aliases, "sources": sources, "type": row.get("type", "all"), "answerable": answerable}
+def _fault(error: ValueError) -> str:
+    """What is wrong with a line, in a few words."""
+    if not isinstance(error, ValidationError):
+        return str(error)
+    first = error.errors()[0]
+    field = ".".join(map(str, first["loc"]))
+    if not field:
+        return "it is no JSON object"
+    if first["type"] in ("missing", "string_pattern_mismatch"):
+        return f'it has no text under "{field}"'
+    return f'"{field}" is {str(first["input"])[:60]!r}, and {first["msg"][0].lower()}{first["msg"][1:]}'
 
 
 def run(
@@ -93,17 +123,25 @@ def run(
     """
     out = Path(out)
     _same_settings(out, settings)
-    known = {(row["id"], row["question"], row["mode"]): row for row in read_rows(out / ROWS) if not row["error"]}
-    wanted = [(question["id"], question["question"], mode) for question in questions for mode in modes]
-    asked = {question["id"]: question for question in questions}
-    todo = [key for key in wanted if key not in known]
+    known = {_key(row): row for row in read_rows(out / ROWS) if not row["error"]}
+    wanted = [(question, _unanswered(question, mode)) for question in questions for mode in modes]
+    todo = [(question, row) for question, row in wanted if _key(row) not in known]
     with appending(out / ROWS, "", len(wanted), len(wanted) - len(todo)) as (write, bar):
-        for key in todo:
-            id, text, mode = key
-            known[key] = {"id": id, "question": text, "mode": mode, **_answered(asked[id], mode, answer, recover)}
-            write(known[key])
+        for question, row in todo:
+            known[_key(row)] = done = row | _answered(question, row["mode"], answer, recover)
+            write(done)
             bar.update()
-    return [known[key] for key in wanted]
+    return [known[_key(row)] for _, row in wanted]
+
+
+def _unanswered(question: dict, mode: str) -> dict:
+    """A row before its answer; mode `gold` is given the sources, so with others it is another row."""
+    given = {"given": question["sources"]} if mode == "gold" else {}
+    return {"id": question["id"], "question": question["question"], "mode": mode, **given}
+
+
+def _key(row: dict) -> tuple:
+    return row["id"], row["question"], row["mode"], json.dumps(row.get("given"))
 
 
 def read_rows(path: str | Path) -> list[dict]:
@@ -192,7 +230,8 @@ def score(question: dict, row: dict) -> dict:
     Exact match and F1 are those of the SQuAD script (Rajpurkar et al., arXiv 1606.05250), the best
     over the gold answer and its aliases; as in HotpotQA's (Yang et al., arXiv 1809.09600), yes and no
     earn F1 only when they match. A declined question scores 0. Citation precision is the share of
-    cited places that are gold, recall the share of gold places that are cited; None without gold.
+    cited places that are gold, None where nothing is cited; recall is the share of gold places that are
+    cited, None where the question was declined; both are None without gold.
     """
     from torchmetrics.functional.text import squad
 
@@ -229,8 +268,9 @@ def _gold_place(source: str, page: int | None, gold: Iterable[tuple]) -> tuple:
 def summarize(questions: Sequence[dict], rows: Sequence[dict], seed: int = 0) -> dict:
     """`{modes: {mode: figures}, paired: [...]}` over rows of `run`.
 
-    Exact match, F1 and citations are means over the answerable questions, with 95% intervals by
-    bootstrap (Efron, BCa); abstention is over all: of the declined, the share that is unanswerable
+    Exact match and F1 are means over the answerable questions, with 95% intervals by bootstrap (Efron,
+    BCa); citation precision is the mean over those of them that cite something, recall over those that
+    were answered; abstention is over all: of the declined, the share that is unanswerable
     (precision), and of the unanswerable, the share that was declined (recall). Calls, tokens and
     engine seconds are medians. `by_type` repeats n, em and f1 for each type of question. `paired`
     compares each two modes, over all answerable questions and over each type.
@@ -300,7 +340,7 @@ def _paired(asked: dict, table: dict[str, dict], rng) -> list[dict]:
     for a, b in itertools.combinations(table, 2):
         both = [i for i in table[a] if i in table[b] and asked[i]["answerable"]]
         kinds = _by_type(asked, both)
-        for kind, ids in {"all": both, **(kinds if len(kinds) > 1 else {})}.items():
+        for kind, ids in [("all", both), *(kinds.items() if len(kinds) > 1 else ())]:
             for measure in ("em", "f1"):
                 values = [np.array([table[mode][i][measure] for i in ids]) for mode in (a, b)]
                 found.append({"a": a, "b": b, "measure": measure, "type": kind, **compare(*values, measure, rng)})

@@ -4,12 +4,13 @@ How files get in is in `kit.ingest`. Not known here: more than one collection in
 vectors that do not fit in memory, where Chroma keeps all of them while an index is open.
 """
 
+import hashlib
 import sqlite3
 import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -135,6 +136,13 @@ class Index:
     def count(self) -> int:
         """Chunks in the index."""
         return self._collection.count()
+
+    def fingerprint(self) -> str:
+        """A sum over what is indexed and how: the same files, cut and embedded in the same way, have the same."""
+        with closing(sqlite3.connect(self.folder / MANIFEST)) as manifest:
+            files = manifest.execute("select source, sha256 from files order by source, sha256").fetchall()
+        built = sorted(self._collection.metadata.items())
+        return hashlib.sha256(repr((built, files)).encode()).hexdigest()[:12]
 
     def search(self, query: str, k: int) -> list[Row]:
         """The `k` nearest chunks, best first; the score is the cosine similarity."""

@@ -46,6 +46,8 @@ class Ingest:
             self._sql("delete from files")
             self._sql("delete from chunks")
             self.words.clear()
+        elif words.count() == 0:  # it was lost: all files are read again, but what Chroma has is not embedded again
+            self._sql("update files set sha256 = ''")
 
     def __enter__(self):
         return self

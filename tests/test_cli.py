@@ -90,16 +90,53 @@ def test_a_full_disk_is_one_sentence(capsys, monkeypatch):
     assert (status, out) == (1, "") and "No space left" in err and "rows.jsonl" in err and err.count("\n") == 1
 
 
-def test_rows_of_another_budget_are_refused(capsys, home, monkeypatch):
-    monkeypatch.setattr(cli.commands, "_assistants", lambda args, profile: nullcontext((Desk(), None)))
-    (home / "q.jsonl").write_text(json.dumps({"id": "1", "question": "Who?", "answer": "Ada"}))
+@pytest.fixture
+def evaluate(capsys, home, monkeypatch):
+    """Runs `kit evaluate` over an index of one text: (rows of the question file, text, further arguments)."""
+
+    def found(rows: list[dict], text: str, *argv: str) -> tuple[int, str, str]:
+        (home / "q.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        desk, index = Desk(), index_of(home, {"a.txt": text}).index
+
+        def assistant():
+            desk().retriever.index = index
+            return desk.made[-1]
+
+        monkeypatch.setattr(cli.commands, "_assistants", lambda args, profile: nullcontext((assistant, None)))
+        argv = ("--questions", str(home / "q.jsonl"), "--out", str(home / "out"), *argv)
+        try:
+            return run(capsys, "evaluate", *argv)
+        finally:
+            index.close()
+
+    return found
+
+
+RENT = {"id": "1", "question": "What is the rent?", "answer": "48,000"}
+
+
+def test_rows_of_another_budget_or_another_index_are_refused(evaluate, home):
     profile = home / "own.toml"
-    argv = ["evaluate", "--questions", str(home / "q.jsonl"), "--out", str(home / "out"), "--modes", "rag"]
-    monkeypatch.setattr(evaluation, "retrieval", lambda *_: {})
-    for tokens, status, said in ((90, 0, ""), (40, 1, "another thinking_tokens;")):
+    for tokens, text, said in (
+        (90, "The rent.", ""),
+        (90, "The rent.", ""),
+        (40, "The rent.", "another thinking_tokens;"),
+        (90, "The fare.", "another index;"),
+    ):
         profile.write_text(f'base = "ci"\nthinking_tokens = {tokens}')
-        found, _, err = run(capsys, *argv, "--profile", str(profile))
-        assert found == status and said in err
+        status, _, err = evaluate([RENT], text, "--modes", "rag", "--profile", str(profile))
+        assert status == bool(said) and said in err
+
+
+def test_rejected_tries_are_no_questions(evaluate, home):
+    rows = [RENT, {"id": "2", "question": "Why?", "answer": "x", "rejected": "no answer"}]
+    assert evaluate(rows, "The rent.", "--modes", "rag", "--profile", "ci")[0] == 0
+    assert [row["id"] for row in evaluation.read_rows(home / "out" / "rows.jsonl")] == ["1"]
+
+
+def test_gold_passages_of_a_question_without_sources_are_refused_before_anything_is_asked(evaluate, home):
+    status, _, err = evaluate([RENT], "The rent.", "--modes", "rag,gold", "--profile", "ci")
+    assert status == 1 and "'1' the first" in err and not (home / "out").exists()
 
 
 def test_debug_shows_the_traceback():

@@ -99,11 +99,59 @@ def test_reading_rows_changes_no_file_and_a_last_line_needs_no_end(tmp_path):
         evaluation.read_rows(write(tmp_path / "bad.jsonl", "{oops", {"id": 2}))
 
 
-@pytest.mark.parametrize("wrong", [{"aliases": "Oslo"}, {"aliases": 5}, {"sources": 5}, {"type": ["x"]}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"aliases": "Oslo"},
+        {"aliases": 5},
+        {"sources": 5},
+        {"sources": [{"page": 1}]},
+        {"sources": [{"source": "a.pdf", "page": [3, 4]}]},
+        {"sources": [{"source": "a.pdf", "page": 0}]},
+        {"type": ["x"]},
+        {"answerable": "perhaps"},
+        {"answer": ["Ada"]},
+        {"answer": None},
+        {"id": " "},
+    ],
+)
 def test_fields_of_another_kind_are_named(tmp_path, wrong):
     rows = [{"id": "1", "question": "Who?", "answer": "Ada"}, {"id": "2", "question": "Who?", "answer": "Ada"} | wrong]
     questions, bad = evaluation.read_questions(write(tmp_path / "q.jsonl", *rows))
     assert len(questions) == 1 and [b["line"] for b in bad] == [2] and next(iter(wrong)) in bad[0]["error"]
+
+
+@pytest.mark.parametrize(
+    "line", ['{"id": "2", "question": "Who \\ud83d?", "answer": "x"}', '{"answer": NaN}', "9" * 5000]
+)
+def test_what_is_no_json_is_named(tmp_path, line):
+    row = {"id": "1", "question": "Who?", "answer": "Ada"}
+    questions, bad = evaluation.read_questions(write(tmp_path / "q.jsonl", row, line))
+    assert len(questions) == 1 and bad[0]["line"] == 2 and bad[0]["error"].startswith("Line 2 of")
+
+
+def test_numbers_do_for_texts_and_null_for_what_is_missing(tmp_path):
+    row = {"id": 7, "question": "When?", "answer": 1912, "aliases": None, "type": None, "answerable": None}
+    row["sources"] = [{"source": "a.pdf", "page": 3.0}, {"source": "b.pdf", "page": "4"}, {"source": "C", "page": None}]
+    absent = {"id": "u", "question": "Why?", "answer": None, "answerable": False, "split": "dev"}
+    (read, unanswerable), bad = evaluation.read_questions(write(tmp_path / "q.jsonl", row, absent))
+    assert not bad and (read["id"], read["answer"], read["aliases"], read["answerable"]) == ("7", "1912", [], True)
+    assert [place["page"] for place in read["sources"]] == [3, 4, None]
+    assert (unanswerable["answer"], unanswerable["answerable"], unanswerable["split"]) == ("", False, "dev")
+
+
+def test_gold_passages_are_asked_about_again_where_the_sources_were_mended(tmp_path):
+    evaluation.run([GOLD], ["rag", "gold"], lambda q, m: said("Moe"), tmp_path, SETTINGS)
+    mended = {**GOLD, "sources": [{"source": "b.html"}]}
+    rows = evaluation.run([mended], ["rag", "gold"], lambda q, m: said(), tmp_path, SETTINGS)
+    assert [row["answer"] for row in rows] == ["Moe", "Ada Nilsen"]
+
+
+def test_questions_without_a_type_are_a_type_of_their_own():
+    typed, untyped = {**GOLD, "id": "1"}, {**GOLD, "id": "2", "type": "untyped"}
+    rows = [{"id": i, "mode": mode, **said(), "error": ""} for i in "12" for mode in ("rag", "agentic")]
+    kinds = [pair["type"] for pair in evaluation.summarize([typed, untyped], rows)["paired"]]
+    assert kinds == ["all", "all", "single", "single", "untyped", "untyped"]
 
 
 def test_a_question_that_was_reworded_is_asked_again(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -106,6 +107,28 @@ def test_deleted_files_go_but_only_beneath_the_given_paths(tmp_path, docs, embed
         assert {source for source, _ in contents(index)} >= {"ab/x.txt", "tides.txt", "y.txt"}
         result = index.ingest([docs])
         assert result["removed"] == 2 and {s for s, _ in contents(index)} == {"bread.md", "Comets", "Owls", "a/y.txt"}
+
+
+def test_an_index_by_words_that_was_lost_is_made_again_and_nothing_is_embedded_again(tmp_path, docs, embedder):
+    with make(tmp_path, embedder) as index:
+        index.ingest([docs])
+    shutil.rmtree(tmp_path / "index" / "words")
+    with pytest.raises(KitError, match="kit ingest"):
+        Index.open(tmp_path / "index", embedder)
+    with make(tmp_path, embedder) as index:
+        assert counts(index.ingest([docs])) == (3, 4, 4, 3, 0, 0)
+        assert index.match("owls", 1) and index._words.count() == index.count() == 4
+    assert embedder.texts == 4
+
+
+def test_a_fingerprint_tells_indexes_apart(tmp_path, docs, embedder):
+    found = []
+    for name, size, text in (("a", 200, "High."), ("b", 200, "High."), ("c", 100, "High."), ("d", 200, "Low.")):
+        (docs / "tides.txt").write_text(text)
+        with Index.create(tmp_path / name, embedder, size, 20) as index:
+            index.ingest([docs])
+            found.append(index.fingerprint())
+    assert found[0] == found[1] and len(set(found)) == 3
 
 
 def test_the_last_file_of_a_folder_can_go(tmp_path, embedder):
