@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 
 import smolagents
-from smolagents import AgentError, LogLevel, PromptTemplates, Tool, ToolCallingAgent
+from smolagents import AgentError, AgentToolExecutionError, LogLevel, PromptTemplates, Tool, ToolCallingAgent
 from smolagents.agents import EMPTY_PROMPT_TEMPLATES, ToolOutput
 from smolagents.memory import ActionStep, TaskStep, ToolCall
 from smolagents.models import ChatMessage, MessageRole
@@ -82,6 +82,7 @@ class RagTool(Tool):
     def begin(self, question: str = "") -> None:
         """Start a run. `question` is what the reasoner answers; if empty, the first call's own words."""
         self.question = question
+        self.called = False  # whether the model has turned to the documents in this run
         self.verdict: Verdict | None = None
         self.notes: tuple[Citation, ...] = ()
         self.steps: list[dict] = []
@@ -102,7 +103,7 @@ class RagTool(Tool):
         """Search with `question`, let the reasoner read what is new, and say what it found."""
         question = question.replace(ALONE, "").strip()  # which a small model may copy
         if not question:
-            raise ValueError("The question is empty; write it out.")  # told to the model, which can mend it
+            return "The question is empty; write it out."
         self.question = self.question or question
         self.on_event("search", {"query": question})
         started = time.perf_counter()
@@ -212,13 +213,16 @@ class RagAgent(ToolCallingAgent):
     def process_tool_calls(self, chat_message, memory_step) -> Iterator:
         """A sufficient verdict is the final answer, without a further call; else `final_answer` cannot invent one.
 
+        Once the model has turned to the documents nothing else counts, also where its call went wrong.
+
         The first search is for the question as it was asked: a small model that should pass it on often loses half.
         So it need not write it down again.
         """
         for call in chat_message.tool_calls:
+            self.tool.called |= call.function.name == self.tool.name
             if call.function.name == self.tool.name and self.tool.given:
                 call.function.arguments = {"question": self.tool.question}
-            elif call.function.name == "final_answer" and self.tool.verdict:
+            elif call.function.name == "final_answer" and self.tool.called:
                 call.function.arguments = {"answer": NOT_FOUND}  # or a follow-up would find the invention in its memory
         for output in super().process_tool_calls(chat_message, memory_step):
             if isinstance(output, ToolOutput) and self.tool.verdict and (output.is_final_answer or self.tool.over):
@@ -227,11 +231,11 @@ class RagAgent(ToolCallingAgent):
             yield output
 
     def execute_tool_call(self, tool_name: str, arguments):
-        """As in smolagents, but a fault of the engine ends the run: the model cannot mend it."""
+        """As in smolagents, but a fault of engine or index ends the run: the model cannot mend it."""
         try:
             return super().execute_tool_call(tool_name, arguments)
-        except AgentError as error:
-            raise _fault(error) from None
+        except AgentToolExecutionError as error:
+            raise error.__cause__ or error from None
 
     def provide_final_answer(self, task: str) -> ChatMessage:
         """After the last step: no further model call, which would answer from memory."""
@@ -406,7 +410,9 @@ class Assistant:
         if out_of_steps:
             self.agent.memory.steps.pop()  # smolagents' wish to try again is no part of the conversation
         if self.tool.verdict is None:
-            return _outcome(str(result.output), not out_of_steps, state="max_steps" if out_of_steps else "conversation")
+            ended = "not_found" if self.tool.called else "conversation"
+            state = "max_steps" if out_of_steps else ended
+            return _outcome(str(result.output), state == "conversation", state=state)
         return self._from_tool("max_steps" if out_of_steps else "not_found")
 
     def _from_tool(self, otherwise: str) -> dict:

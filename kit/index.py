@@ -145,18 +145,23 @@ class Index:
         return hashlib.sha256(repr((built, files)).encode()).hexdigest()[:12]
 
     def search(self, query: str, k: int) -> list[Row]:
-        """The `k` nearest chunks, best first; the score is the cosine similarity."""
-        found = self._collection.query(
-            query_embeddings=self.embed([query], is_query=True),
-            n_results=k,
-            include=["documents", "metadatas", "distances"],
-        )
+        """The `k` nearest chunks, best first; the score is the cosine similarity.
+
+        Raises `KitError`, as all that reads here does, where another process changed the index meanwhile or broke it.
+        """
+        with self._reading():
+            found = self._collection.query(
+                query_embeddings=self.embed([query], is_query=True),
+                n_results=k,
+                include=["documents", "metadatas", "distances"],
+            )
         ids, metadatas, distances, texts = (found[name][0] for name in ("ids", "metadatas", "distances", "documents"))
         return _nearest_first(_rows(ids, metadatas, [min(1.0, 1.0 - distance) for distance in distances], texts))
 
     def match(self, query: str, n: int) -> list[str]:
         """Ids of the `n` chunks that share the most telling words with `query`, best first; see `Words.match`."""
-        return self._words.match(query, n)
+        with self._reading():
+            return self._words.match(query, n)
 
     def named(self, text: str, query: str, k: int, known: str = "", apart: str = "") -> list[Row]:
         """Of the sources whose name stands in `text`, with its capitals, the `k` chunks nearest to `query`.
@@ -165,10 +170,11 @@ class Index:
         Names that stand in `known` do not count, nor the source `apart`, nor names that many sources have.
         """
         names = {name for name in _names(text) if f" {name} " not in f" {bare(known)} "}
-        headings = self._words.beneath(names)
-        if not headings:
-            return []
-        found = self._collection.get(ids=list(headings), include=["embeddings", "documents", "metadatas"])
+        with self._reading():
+            headings = self._words.beneath(names)
+            if not headings:
+                return []
+            found = self._collection.get(ids=list(headings), include=["embeddings", "documents", "metadatas"])
         vectors, (wanted,) = found["embeddings"], self.embed([query], is_query=True)  # all of length 1
         scores = [min(1.0, float(vector @ wanted)) for vector in vectors]
         rows = _rows(found["ids"], found["metadatas"], scores, found["documents"])
@@ -189,7 +195,8 @@ class Index:
         )
 
     def _held(self, score: float, **which) -> list[Row]:
-        found = self._collection.get(**which, include=["documents", "metadatas"])
+        with self._reading():
+            found = self._collection.get(**which, include=["documents", "metadatas"])
         return _rows(found["ids"], found["metadatas"], [score] * len(found["ids"]), found["documents"])
 
     def ingest(self, paths: list[str | Path]) -> dict:
@@ -218,6 +225,18 @@ class Index:
             self._collection.modify(metadata={**self._collection.metadata, "dimension": vectors.shape[1]})
         self._check({"dimension": vectors.shape[1]})
         return vectors
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        from chromadb.errors import ChromaError
+
+        try:
+            yield
+        except (ChromaError, sqlite3.Error, OSError) as error:
+            raise KitError(
+                f"The index {self.folder} cannot be read ({error}); where another process wrote to it meanwhile, "
+                "start again, else delete it and run `kit ingest` again."
+            ) from error
 
     def _check(self, settings: dict) -> None:
         built = self._collection.metadata

@@ -299,6 +299,28 @@ def test_an_empty_call_is_told_to_the_model_and_not_to_the_user():
     assert it.ask("Rent?", follow_up=True).answer == "48,000"
 
 
+@pytest.mark.parametrize("fault", [KitError("The index cannot be read."), RuntimeError("Error finding id")])
+def test_a_search_that_fails_ends_the_run_and_nothing_is_answered_from_memory(fault, monkeypatch):
+    it = assistant([call("rent?"), {"action": "final_answer", "input": {"answer": "It is 900 euros."}}], [], [RENT])
+
+    def broken(query, k):
+        raise fault
+
+    monkeypatch.setattr(it.retriever, "search", broken)
+    with pytest.raises(type(fault), match=str(fault)):
+        it.ask("What is the rent?")
+    assert len(it.primary.asked) == 1 and it.agent.memory.steps == []
+
+
+@pytest.mark.parametrize("wrong", [{"question": " "}, {"query": "rent"}, {}])
+def test_a_model_whose_call_goes_wrong_does_not_answer_from_memory(wrong):
+    hello, invented = ({"action": "final_answer", "input": {"answer": text}} for text in ("Hello!", "It is 900."))
+    it = assistant([hello, {"action": "rag_with_reasoner", "input": wrong}, invented], [], [RENT])
+    it.ask("Hello")
+    answer = it.ask("And now?", follow_up=True)
+    assert (answer.answered, answer.state, answer.answer) == (False, "not_found", NOT_FOUND)
+
+
 def test_plain_answers_are_part_of_a_conversation():
     it = assistant(["48,000"], [], [RENT])
     answer = asdict(it.ask("Rent?", "rag"))

@@ -10,9 +10,11 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from chromadb.errors import InternalError
 from conftest import FakeEmbedder, write_pdf
 
 from kit.config import KitError
@@ -119,6 +121,21 @@ def test_an_index_by_words_that_was_lost_is_made_again_and_nothing_is_embedded_a
         assert counts(index.ingest([docs])) == (3, 4, 4, 3, 0, 0)
         assert index.match("owls", 1) and index._words.count() == index.count() == 4
     assert embedder.texts == 4
+
+
+def test_an_index_that_changed_beneath_its_reader_is_one_sentence(tmp_path, docs, embedder, monkeypatch):
+    with make(tmp_path, embedder) as index:
+        index.ingest([docs])
+
+        def gone(**_):
+            raise InternalError("Error finding id")
+
+        monkeypatch.setattr(
+            index, "_collection", SimpleNamespace(query=gone, get=gone, metadata=index._collection.metadata)
+        )
+        for read in (lambda: index.search("owls", 1), lambda: index.get(["1"]), lambda: index.named("Owls", "owls", 1)):
+            with pytest.raises(KitError, match="another process wrote to it"):
+                read()
 
 
 def test_a_fingerprint_tells_indexes_apart(tmp_path, docs, embedder):
