@@ -8,8 +8,10 @@ finds the answer, the agent says so, whatever the primary model would rather say
 """
 
 import re
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 
 import smolagents
@@ -21,7 +23,7 @@ from smolagents.monitoring import Timing
 
 from kit.config import KitError, Profile
 from kit.evidence import Citation, find_quote
-from kit.llm import ChatModel, Usage
+from kit.llm import Cancelled, ChatModel, Usage
 from kit.reasoner import NOT_FOUND, SURE_ALONE, Reasoner, Verdict, chooses, plain_answer
 from kit.retriever import Hit, Retriever, whole
 
@@ -280,6 +282,7 @@ class Assistant:
         self.reasoner = Reasoner(reasoner_model, profile.thinking_tokens, profile.answer_tokens, profile.stand_in)
         self.tool = RagTool(retriever, self.reasoner, profile.k, on_event)
         self.agent = RagAgent(self.tool, primary, profile.max_steps)
+        self._answering = threading.Lock()
 
     def ask(
         self,
@@ -294,8 +297,8 @@ class Assistant:
 
         `hits` are passages to answer from instead of searching (mode `rag` only).
 
-        Raises `KitError` for an empty or overlong question and an unknown mode, and what the models
-        and the retriever raise.
+        One question is answered at a time: another thread's waits. Raises `KitError` for an empty or overlong
+        question, an unknown mode and whatever goes wrong, `Cancelled` after `cancel`.
         """
         question = whole(question).strip()
         if not question:
@@ -307,13 +310,12 @@ class Assistant:
             )
         if mode not in MODES:
             raise KitError(f"There is no mode {mode!r}; choose one of {', '.join(MODES)}.")
-        started, used, searched = time.perf_counter(), self._used(), self._searched()
-        for model in self._models():
-            model.cancelled.clear()
-        self.tool.k = k or self.profile.k
-        self.tool.begin(question)
-        fields = getattr(self, f"_{mode}")(question, max_steps=max_steps, follow_up=follow_up, hits=hits)
-        usage = self._used() - used
+        with self._alone():
+            started, used, searched = time.perf_counter(), self._used(), self._searched()
+            self.tool.k = k or self.profile.k
+            self.tool.begin(question)
+            fields = getattr(self, f"_{mode}")(question, max_steps=max_steps, follow_up=follow_up, hits=hits)
+            usage = self._used() - used
         return Answer(
             **fields,
             usage={
@@ -327,6 +329,25 @@ class Assistant:
             seconds=round(time.perf_counter() - started, 3),
         )
 
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """One answer at a time, for all write into one tool; and no fault of a library that is not a `KitError`."""
+        with self._answering:
+            for model in self._models():  # a stop that came too late for the last answer
+                model.cancelled.clear()
+            try:
+                yield
+            except KitError:
+                raise
+            except Exception as error:
+                if any(model.cancelled.is_set() for model in self._models()):
+                    raise Cancelled from error
+                fault = f"{type(error).__name__}: {error}"
+                raise KitError(f"The answer failed ({fault}); run `kit doctor`, or ask again with --debug.") from error
+            finally:
+                for model in self._models():
+                    model.cancelled.clear()
+
     def answer(self, question: dict, mode: str) -> dict:
         """The answer to a row of a question file as a dict, for `kit.evaluation.run`.
 
@@ -337,7 +358,9 @@ class Assistant:
         return asdict(self.ask(question["question"], mode))
 
     def cancel(self) -> None:
-        """Stop the running answer: no further step, and the engine stops writing."""
+        """Stop the running answer, if there is one: no further step, and the engine stops writing."""
+        if not self._answering.locked():
+            return  # else what the models are asked next would be stopped
         self.agent.interrupt()
         for model in self._models():
             model.cancelled.set()

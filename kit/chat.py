@@ -147,9 +147,10 @@ class Panel:
         display(self.view)
 
     def ask(self, question: str) -> None:
-        """Ask as if it were typed, and wait for the answer."""
+        """Ask as if it were typed, after what is being answered, and wait for the answer."""
+        self._wait()
         self._submit(question)
-        self._worker.join()
+        self._wait()
 
     def clear(self) -> None:
         """Forget the conversation, unless an answer is being made."""
@@ -157,12 +158,16 @@ class Panel:
             self.assistant.clear()
             self.conversation.value = self.status.value = ""
 
+    def _wait(self) -> None:
+        if self._worker:
+            self._worker.join()
+
     def _submit(self, question: str = "") -> None:
         question = question or self.question.value.strip()
         if not question or self.ask_button.disabled:
             return
         self._busy(True)
-        self.question.value = ""
+        self.answer, self.question.value = None, ""
         self.conversation.value += f"<p><b>{html.escape(question)}</b></p>"
         self._worker = threading.Thread(target=self._follow, args=(question,), daemon=True)
         self._worker.start()

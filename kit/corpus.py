@@ -187,8 +187,9 @@ def _check_size(file: Path, source: str, suffix: str) -> None:
 
 
 def _clean(text: str) -> str:
-    """Without the characters that no database can hold: NUL and halves of surrogate pairs."""
-    return text.replace("\0", "").encode("utf-8", "ignore").decode()
+    """Without what no database can hold (NUL, halves of surrogate pairs) and what a terminal would obey (escapes)."""
+    text = re.sub(r"\r\n?", "\n", text.replace("\0", "").encode("utf-8", "ignore").decode())
+    return re.sub(r"[\x01-\x08\x0b-\x1f\x7f-\x9f]", " ", text)
 
 
 def _decode(data: bytes, source: str) -> str:

@@ -55,6 +55,9 @@ class ContextOverflow(KitError):
 class Cancelled(KitError):
     """The call was cancelled from another thread."""
 
+    def __init__(self):
+        super().__init__("The answer was stopped; ask again when you like.")
+
 
 @dataclass(frozen=True)
 class Usage:
@@ -137,7 +140,7 @@ class ChatModel(smolagents.Model):
             try:
                 reply = self._running.result()
             except CancelledError:
-                raise Cancelled("The answer was stopped; ask again when you like.") from None
+                raise Cancelled from None
             finally:  # an interrupt from the keyboard ends the generation too
                 self._running.cancel()
                 self._running = None

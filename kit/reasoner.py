@@ -343,7 +343,7 @@ def _repeats(answer: str, question: str) -> bool:
 
 def prompt(question: str, hits: Sequence[Hit], notes: Sequence[Citation], ask: str) -> list[dict]:
     """The messages: what stays the same first, the passages next, the question last."""
-    found = [f"- {_named(note)}: {note.quote}" for note in notes]
+    found = [f"- {cite(note.source, note.page)}: {note.quote}" for note in notes]
     parts = ["Passages:", *_passages(hits), *(["Found before:\n" + "\n".join(found)] if found else [])]
     return [
         {"role": "system", "content": SYSTEM},
@@ -365,12 +365,7 @@ SEARCH_SCHEMA = object_schema(search=_text(QUERY_LENGTH))  # asked for where no 
 
 def _passages(hits: Sequence[Hit]) -> list[str]:
     """The passages under their sources, each named once, in the order in which they stand there."""
-    return [f"[{_named(page[0])}]\n{_plain(joined(page))}" for page in pages(hits)]
-
-
-def _named(place: Hit | Citation) -> str:
-    """A source and its page on one line: the title of a .jsonl row is anybody's text."""
-    return " ".join(cite(place.source, place.page).split())
+    return [f"[{cite(page[0].source, page[0].page)}]\n{_plain(joined(page))}" for page in pages(hits)]
 
 
 def _line(citation: Citation) -> str:

@@ -30,6 +30,10 @@ class Hit:
     similarity: float | None = None
 
 
+class NotIndexed(KitError):
+    """The index holds nothing of a source, or of a page of it."""
+
+
 class Retriever:
     """Retrieval over one index. `seconds` is what all its searches took, embedding the query included.
 
@@ -101,14 +105,14 @@ class Retriever:
     def passages(self, sources: Iterable[dict]) -> list[Hit]:
         """All that the index holds of `sources`, dicts with `source` and perhaps `page`, in their order.
 
-        Raises `KitError` for one that is not in the index.
+        Raises `NotIndexed` for one that is not in the index.
         """
         found: list[Hit] = []
         for place in sources:
             rows = self.index.passages(place["source"], place.get("page"))
             if not rows:
                 where = cite(place["source"], place.get("page"))
-                raise KitError(f"{where} is not in the index {self.index.folder}; ingest it, or mend the question.")
+                raise NotIndexed(f"{where} is not in the index {self.index.folder}; ingest it, or mend the question.")
             found += [Hit(*row) for row in rows]
         return _once(found)
 
@@ -176,5 +180,6 @@ def whole(text: str) -> str:
 
 
 def cite(source: str, page: int | None) -> str:
-    """A source and its page, as a reader would cite it."""
+    """A source and its page on one line, as a reader would cite it: the title of a .jsonl row is anybody's text."""
+    source = " ".join(source.split())
     return f"{source}, page {page}" if page else source

@@ -13,27 +13,27 @@ import hashlib
 import math
 import secrets
 import socket
-import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 import uvicorn
-from fastapi import Depends, FastAPI, HTTPException, Path, Query, Request, Response
+from fastapi import Depends, FastAPI, Header, HTTPException, Path, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from fastapi.sse import EventSourceResponse, ServerSentEvent
-from pydantic import BaseModel, Field, StringConstraints
+from pydantic import BaseModel, Field, StringConstraints, model_validator
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from kit import __version__
 from kit.agent import LONGEST_QUESTION, MODES, Answer, Assistant
 from kit.config import KitError
 from kit.llm import ContextOverflow
-from kit.retriever import Hit, Retriever
+from kit.retriever import Hit, NotIndexed, Retriever
 from kit.threads import NoSuchThread, Threads
 
 LOOPBACK = ("127.0.0.1", "localhost")
@@ -65,11 +65,17 @@ class Found(BaseModel):
 
 
 class Asking(BaseModel):
-    """A question; with a `thread` it is a turn of that conversation, and kept there."""
+    """A question; with a `thread`, which only mode agentic follows, it is a turn of that conversation, and kept."""
 
     question: Text = Field(examples=["Who freed Solveig from the net?"])
     thread: str | None = Field(None, pattern=THREAD)
     mode: Literal[MODES] = "agentic"
+
+    @model_validator(mode="after")
+    def _followed(self):
+        if self.thread and self.mode != "agentic":
+            raise ValueError("only mode agentic follows a thread; leave out one of the two")
+        return self
 
 
 class Thread(BaseModel):
@@ -113,7 +119,7 @@ def vector_store(retriever: Retriever, tokens: Sequence[str] = ()) -> FastAPI:
         """Every passage of a source, or of one page of it; a source is a name in the index, never a path."""
         try:
             return Found(hits=retriever.passages([{"source": source, "page": page}]))
-        except KitError as error:
+        except NotIndexed as error:
             raise HTTPException(404, str(error)) from None
 
     return app
@@ -176,10 +182,7 @@ def rag(
         async with line.turn():
             answer = await _ask(await asyncio.to_thread(told, asked, who), asked, tell)
             if asked.thread:
-                try:
-                    await asyncio.to_thread(threads.add, who, asked.thread, asked.question, asdict(answer))
-                except sqlite3.Error as error:
-                    raise KitError(f"The answer cannot be kept ({error}); see that the disk has room.") from error
+                await asyncio.to_thread(threads.add, who, asked.thread, asked.question, asdict(answer))
             return answer
 
     @app.post("/ask", responses=refused, dependencies=[owner, Depends(line.place)])
@@ -365,10 +368,17 @@ def _app(name: str, tokens: Sequence[str], missing: Callable[[], str] = lambda: 
     return app, Depends(_owner(tokens))
 
 
+def _of_this_machine(origin: Annotated[str | None, Header(include_in_schema=False)] = None) -> str:
+    """Nobody in particular, and no page of the web: a browser tells where a page comes from that asks elsewhere."""
+    if origin and urlsplit(origin).hostname not in LOOPBACK:
+        raise HTTPException(403, f"A page of {origin} may not ask this service; set KIT_TOKEN, and give it a token.")
+    return ""
+
+
 def _owner(tokens: Sequence[str]) -> Callable:
     """A dependency that checks the bearer token; its sum names the owner of threads, "" where none is asked for."""
     if not tokens:
-        return lambda: ""
+        return _of_this_machine
 
     def owner(given: Annotated[HTTPAuthorizationCredentials | None, Depends(HTTPBearer(auto_error=False))]) -> str:
         token = given.credentials.encode() if given else b""

@@ -7,8 +7,11 @@ import json
 import sqlite3
 import time
 import uuid
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
+
+from kit.config import KitError
 
 TABLES = """
 create table if not exists threads (id text primary key, owner text not null, created real not null);
@@ -28,19 +31,22 @@ class NoSuchThread(KeyError):
 
 
 class Threads:
-    """Threads in the file `path`, with a connection for each call, so that any thread of a server may call."""
+    """Threads in the file `path`, with a connection for each call, so that any thread of a server may call.
+
+    Every method raises `KitError` for a file that SQLite cannot read or write.
+    """
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with closing(self._open()) as db:
+        with self._open() as db:
             db.execute("pragma journal_mode = wal")
             db.executescript(TABLES)
 
     def new(self, owner: str) -> dict:
         """A new thread, as `of` lists it; its id is 32 random hex digits."""
         id, created = uuid.uuid4().hex, time.time()
-        with closing(self._open()) as db, db:
+        with self._writing() as db:
             db.execute("insert into threads values (?, ?, ?)", (id, owner, created))
         return {"id": id, "created": created, "turns": 0, "title": None}
 
@@ -51,13 +57,13 @@ class Threads:
             "(select question from turns where thread = id order by number limit 1) "
             "from threads t left join turns on thread = id where owner = ? group by id order by t.created desc"
         )
-        with closing(self._open()) as db:
+        with self._open() as db:
             rows = db.execute(select, (owner,)).fetchall()
         return [dict(zip(("id", "created", "turns", "title"), row, strict=True)) for row in rows]
 
     def check(self, owner: str, id: str) -> None:
         """Raises `NoSuchThread` where the owner has none of this id."""
-        with closing(self._open()) as db:
+        with self._open() as db:
             self._own(db, owner, id)
 
     def turns(self, owner: str, id: str, last: int = -1) -> list[dict]:
@@ -65,7 +71,7 @@ class Threads:
 
         `answer` is what `add` was given. Raises `NoSuchThread`, as `add` and `delete` do.
         """
-        with closing(self._open()) as db:
+        with self._open() as db:
             self._own(db, owner, id)
             select = "select question, answer, created from turns where thread = ? order by number desc limit ?"
             rows = db.execute(select, (id, last)).fetchall()
@@ -75,7 +81,7 @@ class Threads:
 
     def add(self, owner: str, id: str, question: str, answer: dict) -> None:
         """Append a turn; it is on the disk when this returns."""
-        with closing(self._open()) as db, db:
+        with self._writing() as db:
             self._own(db, owner, id)
             db.execute(
                 "insert into turns (thread, question, answer, created) values (?, ?, ?, ?)",
@@ -84,15 +90,27 @@ class Threads:
 
     def delete(self, owner: str, id: str) -> None:
         """Forget a thread and all its turns."""
-        with closing(self._open()) as db, db:
+        with self._writing() as db:
             self._own(db, owner, id)
             db.execute("delete from threads where id = ?", (id,))
 
-    def _open(self) -> sqlite3.Connection:
-        db = sqlite3.connect(self.path, timeout=30)
-        db.execute("pragma foreign_keys = on")
-        db.execute("pragma synchronous = full")  # a commit waits for the disk
-        return db
+    @contextmanager
+    def _open(self) -> Iterator[sqlite3.Connection]:
+        try:
+            with closing(sqlite3.connect(self.path, timeout=30)) as db:
+                db.execute("pragma foreign_keys = on")
+                db.execute("pragma synchronous = full")  # a commit waits for the disk
+                yield db
+        except sqlite3.Error as error:
+            raise KitError(
+                f"The conversations in {self.path} cannot be read or written ({error}); see that the disk has room and "
+                "the file is yours."
+            ) from error
+
+    @contextmanager
+    def _writing(self) -> Iterator[sqlite3.Connection]:
+        with self._open() as db, db:  # all of it or nothing
+            yield db
 
     @staticmethod
     def _own(db: sqlite3.Connection, owner: str, id: str) -> None:

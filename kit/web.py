@@ -43,7 +43,7 @@ class Visit:
             if question:
                 yield from self.talk.ask(question)
             elif self.busy:
-                yield Cancelled("stopped before its turn came")
+                yield Cancelled()
         finally:
             self.busy = False
 
@@ -69,9 +69,9 @@ def page(new_assistant: Callable[[], Assistant], examples: Sequence[str] = (), n
         return visits[request.session_hash]
 
     def take(question: str, shown: list, request: gr.Request):
-        if visit(request).take(question):
-            question, shown = "", [*shown, _message("user", question)]
-        return question, shown, *_buttons(gr, busy=visit(request).busy)
+        if not visit(request).take(question):  # what is shown may have changed since the key was pressed
+            return gr.skip(), gr.skip(), *_buttons(gr, busy=visit(request).busy)
+        return "", [*shown, _message("user", question)], *_buttons(gr, busy=True)
 
     def answer(shown: list, show: str, request: gr.Request) -> Iterator[tuple]:
         for said in visit(request).answer():

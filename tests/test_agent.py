@@ -1,5 +1,7 @@
 """The agent over fake models: when it searches, when it tries again, and what it may not say."""
 
+import threading
+import time
 from dataclasses import asdict, replace
 
 import pytest
@@ -7,6 +9,7 @@ from fakes import FakeChat, FakeRetriever, call, found, hit, missing
 
 from kit.agent import ALONE, FAR, SYSTEM, Assistant
 from kit.config import PROFILES, KitError
+from kit.llm import Cancelled
 from kit.reasoner import NOT_FOUND, SURE_ALONE
 
 RENT = hit("a", "The rent is 48,000 euros.")
@@ -307,9 +310,40 @@ def test_a_search_that_fails_ends_the_run_and_nothing_is_answered_from_memory(fa
         raise fault
 
     monkeypatch.setattr(it.retriever, "search", broken)
-    with pytest.raises(type(fault), match=str(fault)):
+    with pytest.raises(KitError, match=str(fault)):
         it.ask("What is the rent?")
     assert len(it.primary.asked) == 1 and it.agent.memory.steps == []
+
+
+def test_one_question_is_answered_at_a_time():
+    asking, answers = threading.Event(), {}
+
+    class Held(FakeRetriever):
+        def search(self, query, k):
+            if query == "first?":
+                asking.set()
+                time.sleep(0.2)
+            return super().search(query, k)
+
+    replies = [call("a"), call("b")], ["", found("one", "The"), "", found("two", "The")]
+    it = Assistant(PROFILES["ci"], *(FakeChat(*of) for of in replies), Held([RENT]))
+    worker = threading.Thread(target=lambda: answers.update(first=it.ask("first?")))
+    worker.start()
+    asking.wait()
+    answers["second"] = it.ask("second?")
+    worker.join()
+    assert [answers[name].steps[0]["query"] for name in ("first", "second")] == ["first?", "second?"]
+    assert [answers[name].answer for name in ("first", "second")] == ["one", "two"]
+
+
+def test_stopping_leaves_no_trace_for_the_next_call():
+    it = assistant([call("a"), "Hello."], ["", found("48,000", "48,000")], [RENT])
+    it.cancel()  # nothing is being answered
+    search = it.retriever.search
+    it.retriever.search = lambda query, k: it.cancel() or search(query, k)
+    with pytest.raises(Cancelled):
+        it.ask("Rent?")
+    assert it.primary.complete([{"role": "user", "content": "Hello"}]).text == "Hello."
 
 
 @pytest.mark.parametrize("wrong", [{"question": " "}, {"query": "rent"}, {}])

@@ -100,11 +100,25 @@ def test_the_panel_shows_markup_as_text():
 
 
 def test_the_panel_says_what_went_wrong_and_goes_on():
-    chat = panel([KitError("Ollama is away."), call("r"), Cancelled("stopped")], ["", found("48,000", "48,000")])
+    chat = panel([KitError("Ollama is away."), call("r"), Cancelled()], ["", found("48,000", "48,000")])
     for question in ("one", "two", "three"):
         chat.ask(question)
     assert "<p>Ollama is away.</p>" in chat.conversation.value and "<p>48,000</p>" in chat.conversation.value
     assert chat.conversation.value.endswith("<p>Stopped.</p>")
+
+
+def test_the_panel_holds_the_answer_to_its_last_question_and_no_other():
+    chat = panel(
+        [call("a"), KitError("Ollama is away."), call("b")], ["", found("one", "The"), "", found("two", "The")]
+    )
+    chat.ask("")
+    assert chat.answer is None
+    chat.question.value = "typed"
+    chat.ask_button.click()
+    chat.ask("second")  # after the one that was typed
+    assert chat.answer is None and "<p>one</p>" in chat.conversation.value
+    chat.ask("third")
+    assert chat.answer.answer == "two"
 
 
 def test_the_panel_shows_as_much_as_is_wanted():

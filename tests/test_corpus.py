@@ -119,6 +119,11 @@ def test_text_and_markdown(tmp_path):
     assert documents(tmp_path / "a.md") == [Document("a.md", "# Title\n\nØdegård", None)]
 
 
+def test_what_a_terminal_would_obey_is_no_text(tmp_path):
+    (tmp_path / "a.txt").write_bytes("one\x1b]52;c;AAAA\x07 two\r\nthree\tfour\u009b2J".encode())
+    assert documents(tmp_path / "a.txt")[0].text == "one ]52;c;AAAA  two\nthree\tfour 2J"
+
+
 @pytest.mark.parametrize(
     ("encoding", "text"),
     [

@@ -26,7 +26,7 @@ ALLOWED = {
     "agent": {"config", "evidence", "llm", "retriever", "reasoner"},
     "chat": {"config", "agent", "llm", "retriever"},
     "web": {"agent", "chat", "config", "llm"},
-    "threads": set(),
+    "threads": {"config"},
     "client": {"config"},
     "printed": {"agent", "chat", "retriever"},
     "queries": {"printed"},

@@ -3,7 +3,6 @@
 import json
 import re
 import socket
-import sqlite3
 import threading
 import time
 from contextlib import contextmanager, suppress
@@ -179,6 +178,7 @@ def test_tokens_are_asked_for_and_threads_are_ones_own(threads):
         {"question": "a" * 4001},
         {"question": "?", "mode": "unknown"},
         {"question": "?", "thread": "../../etc/passwd"},
+        {"question": "?", "thread": "0" * 32, "mode": "rag"},
         {"question": ["?"]},
     ],
 )
@@ -200,6 +200,13 @@ def test_half_a_character_and_a_large_body_are_refused(threads):
 def test_another_name_of_this_machine_is_not_answered_to(threads):
     client = TestClient(service.rag(Desk(), threads))
     assert client.get("/health", headers={"Host": "evil.test"}).status_code == 400
+
+
+def test_a_page_of_the_web_is_not_answered(threads):
+    client = TestClient(service.rag(Desk(), threads))
+    for origin, status in (("https://evil.test", 403), ("null", 403), ("http://localhost:8888", 201)):
+        assert client.post("/threads", headers={"Origin": origin}).status_code == status
+    assert len(client.get("/threads").json()) == 1
 
 
 @pytest.mark.parametrize(
@@ -317,7 +324,10 @@ def retriever(tmp_path) -> Retriever:
     return index_of(tmp_path, texts | {"bread.md": "Rye bread is baked from flour, water and salt."})
 
 
-def test_the_store_and_the_retriever_search(retriever):
+def test_the_store_and_the_retriever_search(retriever, monkeypatch):
+    def broken(*_):
+        raise KitError("The index cannot be read.")
+
     store, search = TestClient(service.vector_store(retriever)), TestClient(service.retrieval(retriever))
     for client in (store, search):
         hits = client.post("/search", json={"query": "rye bread", "k": 1}).json()["hits"]
@@ -328,6 +338,8 @@ def test_the_store_and_the_retriever_search(retriever):
     assert store.get("/passages", params={"source": "../../etc/passwd"}).status_code == 404
     (document,) = search.post("/documents?n=1", json={"query": "rye bread"}).json()["hits"]
     assert document["text"].startswith("Rye bread")
+    monkeypatch.setattr(retriever.index, "passages", broken)
+    assert store.get("/passages", params={"source": "tides.txt"}).status_code == 503
 
 
 def test_the_client_says_what_a_service_said(threads, free_port):
@@ -358,7 +370,7 @@ def test_a_port_that_is_taken_is_named(retriever):
 
 
 @pytest.mark.parametrize(
-    ("fault", "says"), [(sqlite3.OperationalError("disk is full"), "disk has room"), (NoSuchThread("x"), "no thread x")]
+    ("fault", "says"), [(KitError("The disk is full."), "disk is full"), (NoSuchThread("x"), "no thread x")]
 )
 def test_an_answer_that_cannot_be_kept_is_told(threads, monkeypatch, fault, says):
     def add(*args):

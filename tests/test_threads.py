@@ -55,6 +55,17 @@ def test_turns_are_kept_in_order_and_survive_a_restart(tmp_path, threads):
     assert (thread["id"], thread["turns"], thread["title"]) == (id, 2, "Who?")
 
 
+def test_a_broken_file_is_one_sentence(tmp_path, threads):
+    (tmp_path / "broken.sqlite").write_bytes(b"no database at all" * 100)
+    with pytest.raises(KitError, match="cannot be read or written"):
+        Threads(tmp_path / "broken.sqlite")
+    for file in tmp_path.glob("threads.sqlite*"):
+        file.write_bytes(b"no database at all" * 100)
+    for call in (lambda: threads.new("ann"), lambda: threads.of("ann"), lambda: threads.check("ann", "x")):
+        with pytest.raises(KitError, match="disk has room"):
+            call()
+
+
 def test_the_thread_of_another_is_not_there(threads):
     id = threads.new("ann")["id"]
     for call in (threads.turns, threads.delete, lambda owner, id: threads.add(owner, id, "?", {})):
