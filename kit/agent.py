@@ -111,7 +111,7 @@ class RagTool(Tool):
         started = time.perf_counter()
         verdict, hits = self._read_on(*self._judge(*self._find(question)))
         self.verdict = verdict if self._leads_on(verdict.better_query) else replace(verdict, better_query="")
-        self.notes += verdict.citations
+        self.notes = tuple(dict.fromkeys([*self.notes, *verdict.citations]))
         self.steps.append(_step(question, hits, self.verdict, time.perf_counter() - started))
         self.on_event("verdict", self.steps[-1])
         return _observed(asdict(self.verdict))
@@ -136,6 +136,7 @@ class RagTool(Tool):
             return Verdict("", False, "", "Every passage that this search finds was read before."), hits
         known = [hit.similarity for hit in hits if hit.similarity is not None]
         if known and max(known) < FAR:
+            self._read.difference_update(hit.id for hit in hits)
             return Verdict("", False, "", "No passage has anything to do with it."), hits  # so nobody need read them
         if first:
             verdict = self._verdict(first, more=True)

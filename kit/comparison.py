@@ -25,10 +25,13 @@ _WHETHER = re.compile(
     r"(?:what|which|who|whom|whose|when|where|why|how))\b|.*\b(?:what|which|who|whom|when|where|why|how)(?: \w+)?\?)",
     re.IGNORECASE | re.DOTALL,
 )
-_NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
+_NUMBER = re.compile(
+    r"(?:\d{1,3}(?:[ \u00a0\u202f'’]\d{3}\b)+|\d+)(?:[.,]\d+)*(?: (?:thousand|million|billion|trillion)\b)?"
+)
 # How an answer begins; "No Country for Old Men" and "No. 303 Squadron" are names.
 _YES_OR_NO = re.compile(r"(?:yes|no)(?=\s*$|[,;:!]|\.(?!\s*\d)|\s+(?:it|he|she|they|there|this|both)\b)", re.IGNORECASE)
 
+LONGEST_FORM = 500  # characters of a question in which its form is looked for
 _SENTENCE_END = re.compile(r"(?<!\bDr)(?<!\bMr)(?<!\bMrs)(?<!\bSt)(?<!\b[A-Z])[.?!]\s+")
 
 # "How many metres taller is it than the oak?", but not "How many had more than five?" or "How many before 1990?"
@@ -161,7 +164,7 @@ def asks_whether(question: str) -> bool:
 
 def asks_difference(question: str) -> bool:
     """Whether `question` asks by how much two things differ, as far as its English form tells."""
-    return bool(_DIFFERENCE.search(question))
+    return bool(_DIFFERENCE.search(question[:LONGEST_FORM]))
 
 
 def sides(said: str, question: str) -> list[str]:
@@ -224,7 +227,7 @@ def messages(lines: str, question: str, kind: str) -> list[dict]:
 def result(steps: str, question: str) -> str:
     """The answer at the end of `steps`, or the yes or no that they begin with, or "" where they come to none.
 
-    Asked how many metres it is, it is a number alone: `question` has the unit.
+    Asked how many metres it is, it is a number alone ("11.3 million" is one): `question` has the unit.
     """
     said = _YES_OR_NO.match(steps)
     answer = steps.partition(RESULT)[2].partition("\n")[0].strip(" .*") or (said[0] if said else "")

@@ -13,7 +13,17 @@ from kit.retriever import Hit, joined, pages
 
 MARKS = ".…,;:?!()\"'“”‘’"  # around words, and no part of them
 TOLD = 0.7  # share of a quote's words that must be exceeded, where they do not stand in one piece
+SHORTEST_SURE = 3  # words of a quote below which it may stand within other words
 SHORTEST_QUOTE = 4  # characters of an answer that supports itself: "no" and "2" stand everywhere
+# Signs that print alike or not at all: a model writes the plain one.
+_ALIKE = str.maketrans(
+    {
+        **dict.fromkeys("’‘‛", "'"),
+        **dict.fromkeys("“”„«»", '"'),
+        **dict.fromkeys("–—‐‑−", "-"),
+        **dict.fromkeys("\u00ad\u200b\u200c\u200d\ufeff", " "),
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -32,13 +42,15 @@ class Citation:
 def find_quote(text: str, quote: str, whole: bool = False) -> str:
     """The passage's own words where `quote` stands in `text` word for word, "" where it does not.
 
-    White space, capitals and the marks around a quote do not count: text from a PDF breaks its lines
-    anywhere, and a model that quotes starts a sentence with a capital and ends it with a full stop.
+    White space, capitals, the form of dashes and apostrophes, and the marks around a quote do not count: text from a
+    PDF breaks its lines anywhere, and a model that quotes starts a sentence with a capital and ends it with a full
+    stop.
     `whole` is for a quote of a word or two: "Rome" does not begin inside "from Europe", nor 1,200 in 11,200.
     """
     text = unicodedata.normalize("NFKC", text)
-    signs = [(place, small) for place, sign in enumerate(text) for small in sign.casefold() if not small.isspace()]
-    wanted = "".join(unicodedata.normalize("NFKC", quote).casefold().split()).strip(MARKS)
+    plain = enumerate(text.translate(_ALIKE))
+    signs = [(place, small) for place, sign in plain for small in sign.casefold() if not small.isspace()]
+    wanted = "".join(unicodedata.normalize("NFKC", quote).translate(_ALIKE).casefold().split()).strip(MARKS)
     for found in re.finditer(f"(?={re.escape(wanted)})", "".join(small for _, small in signs)) if wanted else ():
         first, last = signs[found.start()][0], signs[found.start() + len(wanted) - 1][0]
         if not (whole and _torn(text, first, last)):
@@ -63,7 +75,7 @@ def citation_of(quote: str, hits: Sequence[Hit], line: bool = False) -> Citation
     """The first page on which `quote` stands, with its words there, or, of an answer, with the `line` that holds it."""
     for page in pages(hits):
         text = joined(page)
-        if words := find_quote(text, quote, whole=line):
+        if words := find_quote(text, quote, whole=line or len(words_of(quote)) < SHORTEST_SURE):
             if line:
                 words = next((row.strip() for row in text.splitlines() if find_quote(row, quote, whole=True)), words)
             return Citation(page[0].id, page[0].source, page[0].page, words)

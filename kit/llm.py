@@ -355,7 +355,7 @@ class OpenAIModel(ChatModel):
         if schema:
             held = {"name": "reply", "schema": schema, "strict": True}
             request["response_format"] = {"type": "json_schema", "json_schema": held}
-        text, thinking, usage, finish, first = [], [], Usage(calls=1), "stop", {}
+        text, thinking, usage, finish, first = [], [], Usage(calls=1), "", {}
         started = anyio.current_time()
         try:
             async with self._client() as client:
@@ -377,6 +377,8 @@ class OpenAIModel(ChatModel):
                         first = first or _probabilities([token.model_dump() for token in tokens or []])
         except openai.OpenAIError as error:
             raise self._refusal(error) from error
+        if not finish:
+            raise KitError(f"{self.base_url} ended before the answer of {self.model_id} did; ask again.")
         # The protocol reports no times, so all of it counts as generation.
         usage = replace(usage, output_seconds=anyio.current_time() - started)
         thoughts, answer = split_thoughts("".join(text))

@@ -113,7 +113,7 @@ class Reasoner:
                 return self._compared(question, hits, notes, comparison.kind_of(question, answer))
             if not _agree(answer, opened := self._answer(messages, "")):
                 return None
-            if verdict := self._sufficient(question, hits, messages, answer):
+            if verdict := self._sufficient(question, hits, notes, messages, answer):
                 return verdict
         if more:
             return Verdict("", False, "", "")
@@ -125,7 +125,7 @@ class Reasoner:
             return None
         if chooses(answer, question):
             return self._compared(question, hits, notes, comparison.kind_of(question, answer))
-        return self._sufficient(question, hits, messages, answer)
+        return self._sufficient(question, hits, notes, messages, answer)
 
     def doubt(
         self,
@@ -182,13 +182,14 @@ class Reasoner:
         messages = prompt(question, hits, notes, THINK + (WORK_OUT if self.stand_in else ""))
         thinking = self._think(messages)
         answer = self._answer(messages, thinking)
+        answer = "" if _declines(answer) else answer
         kind = comparison.kind_of(question, answer)
         affirmed = self.stand_in and comparison.is_yes_or_no(answer)
         if affirmed and (verdict := self._compared(question, hits, notes, kind)):
             return verdict
         if self.stand_in and _repeats(answer, question):
             answer = self._shorter(question, answer)
-        return self._supported(question, hits, messages, thinking, answer)
+        return self._supported(question, hits, notes, messages, thinking, answer)
 
     def _compared(self, question: str, hits: Sequence[Hit], notes: Sequence[Citation], kind: str) -> Verdict | None:
         """The verdict on a question of this `kind` of `comparison`, from lines on both things, or from one statement.
@@ -221,12 +222,20 @@ class Reasoner:
         yes, no = _likely(word, "yes"), _likely(word, "no")
         return not no or yes / (yes + no) >= sure  # any other word than no is a yes
 
-    def _sufficient(self, question: str, hits: Sequence[Hit], messages: list[dict], answer: str) -> Verdict | None:
-        verdict = self._supported(question, hits, messages, "", answer)
+    def _sufficient(
+        self, question: str, hits: Sequence[Hit], notes: Sequence[Citation], messages: list[dict], answer: str
+    ) -> Verdict | None:
+        verdict = self._supported(question, hits, notes, messages, "", answer)
         return verdict if verdict.sufficient else None
 
     def _supported(
-        self, question: str, hits: Sequence[Hit], messages: list[dict], thinking: str, answer: str
+        self,
+        question: str,
+        hits: Sequence[Hit],
+        notes: Sequence[Citation],
+        messages: list[dict],
+        thinking: str,
+        answer: str,
     ) -> Verdict:
         """The verdict on `answer`, which ended the turn behind `messages`."""
         itself = evidence.word_for_word(answer, question, hits) if answer else []
@@ -234,7 +243,7 @@ class Reasoner:
             return Verdict(answer, True, "", thinking, tuple(dict.fromkeys(itself)))  # nothing is left to ask
         messages = [*messages, turn(thinking, f'{ANSWER}{answer}"', self._native), {"role": "user", "content": VERDICT}]
         said = self._held(messages, VERDICT_SCHEMA)
-        verdict = self._verdict(answer, itself, question, read_json(said), hits, thinking)
+        verdict = self._verdict(answer, itself, question, read_json(said), hits, notes, thinking)
         if verdict.sufficient or verdict.better_query:
             return verdict
         messages.append({"role": "assistant", "content": said})
@@ -260,12 +269,15 @@ class Reasoner:
 
     def _answer(self, messages: list[dict], thinking: str) -> str:
         # The turn is left open, so the model does not start anew but goes on from its thoughts. Servers that close
-        # it (OpenAI's own, and vLLM unless told otherwise) let it begin a turn of its own.
+        # it (OpenAI's own, and vLLM unless told otherwise) let it begin a turn of its own, in which a reasoning model
+        # thinks once more.
         opened = turn(thinking, ANSWER, self._native)
-        stop = ["\n", '" ', '".']  # not the quote alone, with which a new turn may begin
-        reply = self.model.complete([*messages, opened], think=self._flag(True), max_tokens=RESULT_TOKENS, stop=stop)
-        text = (reply.text or reply.thinking).strip().removeprefix(ANSWER).lstrip('"')
-        return _result(text.partition('"')[0])
+        limits = {"max_tokens": RESULT_TOKENS, "stop": ["\n", '".']}  # no bare quote, with which a new turn may begin
+        if not (self.stand_in or self.model.thinks):
+            limits = {"max_tokens": RESULT_TOKENS + self.thinking_tokens}
+        reply = self.model.complete([*messages, opened], think=self._flag(True), **limits)
+        text = reply.text or (reply.thinking if self.model.thinks else "")
+        return _result(_unquoted(text.strip().partition("\n")[0].removeprefix(ANSWER).lstrip('"')))
 
     def _shorter(self, question: str, answer: str) -> str:
         asked = [{"role": "user", "content": inert(SHORTER.format(question=question, answer=answer))}]
@@ -282,13 +294,24 @@ class Reasoner:
         return think and self._native if self.model.thinks else None
 
     def _verdict(
-        self, answer: str, itself: list[Citation], question: str, fields: dict, hits: Sequence[Hit], thinking: str
+        self,
+        answer: str,
+        itself: list[Citation],
+        question: str,
+        fields: dict,
+        hits: Sequence[Hit],
+        notes: Sequence[Citation],
+        thinking: str,
     ) -> Verdict:
         quotes = [quote for quote in fields.get("words") or [] if isinstance(quote, str) and quote.strip()]
         search = (fields.get("search") or "").strip()
         if evidence.retold([search], question, hits):
             quotes, search = [*quotes, search], ""  # a statement of the passages, put into the wrong field
-        quoted = [citation for quote in quotes if (citation := evidence.citation_of(quote, hits))]
+        found = [
+            evidence.citation_of(quote, hits) or next((note for note in notes if find_quote(note.quote, quote)), None)
+            for quote in quotes
+        ]
+        quoted = [citation for citation in found if citation]
         # An answer that no passage supports counts as not found: small models answer too readily. It may
         # support itself, by standing there word for word; where it is a number, it may be the result of others.
         if not (search or quoted):
@@ -314,6 +337,11 @@ def plain_answer(model: ChatModel, question: str, hits: Sequence[Hit], max_token
     return "" if _declines(answer) else answer
 
 
+def _unquoted(text: str) -> str:
+    """`text` up to the mark that ends it; a mark behind white space begins words that are quoted within it."""
+    return re.match(r'(?:[^"]|(?<=[\s(])"[^"]*")*', text)[0]
+
+
 def _result(answer: str) -> str:
     """`answer`, or of a sum that it writes down the result; "retries = 3" is no sum."""
     head, _, result = answer.rpartition(" = ")
@@ -321,7 +349,7 @@ def _result(answer: str) -> str:
 
 
 def _declines(answer: str) -> bool:
-    return "not in the documents" in answer.lower()
+    return bool(re.search(r"\bnot (?:in the documents|stated|specified|mentioned|given|provided)\b", answer.lower()))
 
 
 def chooses(answer: str, question: str) -> bool:

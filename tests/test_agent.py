@@ -264,6 +264,14 @@ def test_passages_that_speak_of_something_else_are_not_read():
     assert assistant([call("rent")], ["", found("48,000", "48,000")], [far, near]).ask("Rent?").answered
 
 
+def test_passages_that_nobody_read_can_be_found_again():
+    far, near = replace(RENT, similarity=FAR - 0.05), replace(RENT, similarity=FAR + 0.05)
+    hits = {"Miete?": [far], "rent": [near]}
+    it = assistant([call("Miete?"), call("rent")], ["", found("48,000", "48,000")], hits)
+    it.reasoner.stand_in = False
+    assert it.ask("Miete?").answer == "48,000"
+
+
 NEW = {"Who?": [RENT], "b": [RISE], "c": [CHAIR], "d": [hit("d", "x")]}  # each search finds something new
 
 

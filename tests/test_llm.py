@@ -189,6 +189,12 @@ def test_the_openai_client_sends_schema_and_budget_and_reads_usage(scripted):
     assert sent["max_tokens"] == 9 and sent["response_format"]["json_schema"]["schema"] == {"type": "object"}
 
 
+def test_a_stream_that_ends_before_the_answer_is_no_answer(scripted):
+    server = scripted({"sse": [{"choices": [{"index": 0, "delta": {"content": "Os"}}]}]})
+    with pytest.raises(KitError, match="ended before the answer"):
+        OpenAIModel("some/model", server.url + "/v1", "").complete([{"role": "user", "content": "q"}])
+
+
 def test_a_choice_of_forms_is_put_into_an_object_for_servers_that_want_one_at_the_root(scripted):
     said = json.dumps({"reply": {"words": ["Oslo"]}})
     chunks = [{"choices": [{"index": 0, "delta": {"reasoning": "so", "content": said}, "finish_reason": "stop"}]}]

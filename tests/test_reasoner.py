@@ -10,6 +10,7 @@ from kit.evidence import Citation, find_quote
 from kit.reasoner import (
     ANSWER,
     CHECK,
+    RESULT_TOKENS,
     SHORTER,
     VERDICT_SCHEMA,
     WORK_OUT,
@@ -49,8 +50,29 @@ def test_the_answer_is_taken_out_of_its_quotes():
         '"48,000 euros"',
         f'{ANSWER}48,000 euros"',
         '48,000 euros", it says',
+        '48,000 euros "',
     ):
         assert judge("", found(said, "48,000"))[0].answer == "48,000 euros", said
+    nested = judge("", found('Muhammad "The Greatest" Ali" is right', "48,000"))[0]
+    assert nested.answer == 'Muhammad "The Greatest" Ali'
+
+
+def test_an_answer_that_says_that_nothing_is_stated_is_none():
+    assert not judge("", found("Not stated in the passages", "The rent is 48,000 euros"))[0].sufficient
+
+
+def test_a_note_of_an_earlier_search_supports_an_answer():
+    note = Citation("z", "old.pdf", 3, "The rent doubled to 900")
+    verdict, _ = judge("", found("900", "rent doubled to 900"), notes=(note,))
+    assert verdict.sufficient and verdict.citations == (note,) and verdict.dropped == 0
+
+
+def test_a_reasoning_model_behind_a_server_that_closes_the_turn_has_room_to_think_once_more():
+    said, model = judge("So it is.", found("48,000 euros", "48,000"))
+    assert said.answer == "48,000 euros" and model.asked[1]["max_tokens"] > 40
+    model = FakeChat("It is.", found("48,000 euros", "48,000"))
+    Reasoner(model, thinking_tokens=40, answer_tokens=60, stand_in=True).judge("How much?", HITS)
+    assert model.asked[1]["max_tokens"] == RESULT_TOKENS
 
 
 def glance(check, sight, *replies, hits=HITS):
