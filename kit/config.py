@@ -161,7 +161,7 @@ def _from_file(path: Path) -> Profile:
     base = values.pop("base", "ci")
     if not isinstance(base, str) or base not in PROFILES:
         raise KitError(f"The profile file {path} has base {base!r}; choose one of {', '.join(PROFILES)}.")
-    kinds = {field.name: field.type for field in fields(Profile) if field.name not in ("home", "why")}
+    kinds = {field.name: field.type for field in fields(Profile) if field.name not in ("home", "why", "ollama_host")}
     for key, value in values.items():
         if key not in kinds:
             raise KitError(
@@ -169,13 +169,24 @@ def _from_file(path: Path) -> Profile:
                 "see the fields of Profile in kit/config.py."
             )
         kind = kinds[key]
-        choices = get_args(kind)  # of a Literal
-        fits = value in choices if choices else isinstance(value, (int, float) if kind is float else kind)
-        if not fits:
+        if not _fits(key, value, kind):
             raise KitError(
                 f"The profile file {path} sets {key} to {value!r}; see the fields of Profile in kit/config.py."
             )
+    for key in ("primary", "reasoner", "embedding"):  # a path counts from the profile file
+        beside = path.absolute().parent / expanded(values.get(key, ""))
+        if values.get(key) and beside.exists():
+            values[key] = str(beside)
     return replace(PROFILES[base], **{"name": path.stem, **values})
+
+
+def _fits(key: str, value, kind) -> bool:
+    if choices := get_args(kind):  # of a Literal
+        return value in choices
+    if kind not in (int, float):
+        return isinstance(value, kind)
+    number = isinstance(value, (int, float) if kind is float else int) and not isinstance(value, bool)
+    return number and (value > 0 or (key, value) == ("chunk_overlap", 0)) and (key != "num_ctx" or value % 1024 == 0)
 
 
 def _detect() -> tuple[str, str]:
@@ -230,8 +241,8 @@ def gpu_memory_gib() -> float:
 
 
 def hub_answers(url: str = "https://ollama.com", seconds: float = 3.0) -> bool:
-    """Whether the place that Ollama pulls weights from can be reached."""
+    """Whether the place that Ollama pulls weights from can be reached, and lets us in."""
     try:
-        return httpx.head(url, timeout=seconds).status_code < 500
-    except httpx.HTTPError:
+        return httpx.head(url, timeout=seconds).status_code < 400
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError, ImportError):  # the last two: a proxy that httpx cannot use
         return False

@@ -74,7 +74,10 @@ def questions(
     texts = {kind: (templates / f"{kind}.txt").read_text(encoding="utf-8") for kind in kinds}
     personas = tomllib.loads((templates / "personas.toml").read_text(encoding="utf-8"))["personas"]
     near = embed([f"{title(d.source)}\n{d.text[:EXCERPT]}" for d in documents])
-    rows = evaluation.read_rows(out)
+    rows = _earlier(out, "rejected")
+    kept = [row for row in rows if not row["rejected"]]
+    if len(apart(kept, known, embed)) < len(kept):
+        raise KitError(f"{out} holds questions that are much like one to keep away from; use another --out.")
     asked = [*known, *(row["question"] for row in rows if not row["rejected"])]
     vectors, accepted = list(embed(asked)) if asked else [], len(asked) - len(known)
     with evaluation.appending(out, "questions", count, accepted) as (write, bar):
@@ -119,7 +122,7 @@ def traces(
     """
     if not asked:
         raise KitError("There is no question to reason about; give a file that has some, or another --split.")
-    rows = evaluation.read_rows(out)
+    rows = _earlier(out, "rejected", "hits", "thinking")
     done = Counter(_key(row) for row in rows)
     finished = {_key(row) for row in rows if not row["rejected"]} | {key for key, n in done.items() if n >= tries}
     with evaluation.appending(out, "traces", len(asked), len(finished)) as (write, bar):
@@ -133,6 +136,14 @@ def traces(
                     break
             bar.update()
     return _counts(rows)
+
+
+def _earlier(out: str | Path, *keys: str) -> list[dict]:
+    """The rows of an earlier run, all of which have `keys`."""
+    rows = evaluation.read_rows(out)
+    if not all(isinstance(row, dict) and set(keys) <= row.keys() for row in rows):
+        raise KitError(f"{out} holds rows that this command has not written; use another --out.")
+    return rows
 
 
 def apart(rows: Sequence[dict], known: Sequence[str], embed: Embed) -> list[dict]:

@@ -29,10 +29,9 @@ def check(profile: Profile) -> list[dict]:
     rows = [
         _row("python", _python),
         _row("write access", lambda: _writable(profile.home)),
-        _row("disk", lambda: _disk(profile)),
-        _row("memory", lambda: _memory(profile)),
     ]
-    if profile.provider == "ollama":
+    if profile.provider == "ollama":  # another's models are on another machine
+        rows += [_row("disk", lambda: _disk(profile)), _row("memory", lambda: _memory(profile))]
         rows += _engine_rows(profile)
     rows.append(_row("embedding model", lambda: _embedding(profile)))
     rows.append(_row("index", lambda: _index(profile)))

@@ -116,7 +116,8 @@ def _up(profile: Profile, keep: bool) -> tuple[Engine, subprocess.Popen | None]:
         _end(process.pid)
         raise
     if keep:
-        replace_text(_record(profile), json.dumps({"pid": process.pid, "url": engine.url}))
+        started = psutil.Process(process.pid).create_time()
+        replace_text(_record(profile), json.dumps({"pid": process.pid, "started": started, "url": engine.url}))
     return engine, process
 
 
@@ -141,10 +142,13 @@ def stop(profile: Profile) -> bool:
     if not (kept := _read_json(_record(profile))):
         return False
     _record(profile).unlink()
-    alive = psutil.pid_exists(kept["pid"]) and answering_version(kept["url"]) is not None
-    if alive:
+    try:  # a number may have gone to another process
+        ours = psutil.Process(kept["pid"]).create_time() == kept.get("started")
+    except psutil.NoSuchProcess:
+        return False
+    if ours:
         _end(kept["pid"])
-    return alive
+    return ours
 
 
 def answering_version(url: str) -> str | None:

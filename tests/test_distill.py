@@ -108,12 +108,23 @@ def test_a_teacher_that_never_gives_a_usable_row_is_given_up(tmp_path):
 
 def test_a_stopped_run_goes_on_and_asks_nothing_twice(tmp_path):
     with pytest.raises(Cancelled):
-        ask(tmp_path, BEDS, Cancelled("stopped"), count=2)
+        ask(tmp_path, BEDS, Cancelled(), count=2)
     with (tmp_path / "questions.jsonl").open("a") as file:
         file.write('{"id": "cut o')  # as a full disk or a kill leaves it
     ask(tmp_path, WARDEN, count=2)
     assert [row["id"] for row in rows(tmp_path)] == ["plain-0000", "plain-0001"]
     assert ask(tmp_path, count=2)[0]["accepted"] == 2  # and then there is nothing to do
+
+
+def test_rows_that_are_no_tries_or_leak_a_test_are_refused(tmp_path):
+    ask(tmp_path, BEDS)
+    with pytest.raises(KitError, match="keep away from; use another --out"):
+        ask(tmp_path, WARDEN, count=2, known=[BEDS["question"]])
+    with pytest.raises(KitError, match="has not written; use another --out"):
+        distill.traces([{"id": "q"}], None, None, 5, tmp_path / "questions.jsonl")
+    (tmp_path / "questions.jsonl").write_text('{"id": "1", "question": "Who?", "answer": "Ada"}')
+    with pytest.raises(KitError, match="has not written; use another --out"):
+        ask(tmp_path, BEDS)
 
 
 def trace(tmp_path, *replies, question=None, tries=2, hits=None):

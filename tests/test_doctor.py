@@ -174,7 +174,7 @@ def test_a_check_that_fails_itself_is_shown_as_what_it_is(server, profile, monke
 
 def test_another_provider_needs_no_ollama(server, profile):
     names = [row["name"] for row in doctor.check(replace(profile, provider="openai"))]
-    assert names == ["python", "write access", "disk", "memory", "embedding model", "index"]
+    assert names == ["python", "write access", "embedding model", "index"]
 
 
 @pytest.mark.ollama

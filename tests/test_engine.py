@@ -272,6 +272,13 @@ def test_a_kept_server_is_found_again_until_it_is_stopped(profile, tmp_path):
     assert engine.answering_version(first.url) is None
 
 
+def test_a_process_that_has_the_number_of_one_that_is_gone_is_left_alone(profile):
+    record = profile.home / "server.json"
+    record.parent.mkdir(parents=True, exist_ok=True)
+    record.write_text(json.dumps({"pid": os.getpid(), "started": 1.0, "url": "http://127.0.0.1:9"}))
+    assert engine.stop(profile) is False and not record.exists()
+
+
 def test_two_that_begin_at_once_share_one_server(profile, tmp_path):
     fake_binary(tmp_path / "bin" / "ollama")
     found = []

