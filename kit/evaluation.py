@@ -370,7 +370,7 @@ def compare(a: np.ndarray, b: np.ndarray, measure: str = "f1", rng=None) -> dict
         p = permutation_test((a, b), gain, **paired).pvalue
     test = "mcnemar" if measure == "em" else "randomization"
     delta = float(difference.mean()) if len(difference) else 0.0
-    return {"test": test, "delta": round(delta, 4), "ci": interval(list(difference), rng), "p": float(f"{p:.3g}")}
+    return {"test": test, "delta": round(delta, 4), "ci": interval(list(difference), rng), "p": float(f"{p:.4g}")}
 
 
 def retrieval(questions: Iterable[dict], search: Callable[[str, int], Sequence], k: int) -> dict:

@@ -173,7 +173,7 @@ def test_a_question_is_given_up_while_it_waits():
     visit = Visit(place.assistant())
     visit.take("first?")
     visit.stop()
-    assert "before its turn" in str(*visit.answer())
+    assert "was stopped" in str(*visit.answer())
     assert not place.assistants[0].primary.asked and visit.take("next?")
 
 
