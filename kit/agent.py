@@ -433,11 +433,12 @@ class Assistant:
         out_of_steps = result.state == "max_steps_error"
         if out_of_steps:
             self.agent.memory.steps.pop()  # smolagents' wish to try again is no part of the conversation
-        if self.tool.verdict is None:
-            ended = "not_found" if self.tool.called else "conversation"
-            state = "max_steps" if out_of_steps else ended
-            return _outcome(str(result.output), state == "conversation", state=state)
-        return self._from_tool("max_steps" if out_of_steps else "not_found")
+        otherwise = "max_steps" if out_of_steps else "not_found"
+        if self.tool.verdict:
+            return self._from_tool(otherwise)
+        if out_of_steps or self.tool.called:
+            return _outcome(str(result.output), False, state=otherwise)
+        return _outcome(str(result.output), state="conversation")
 
     def _from_tool(self, otherwise: str) -> dict:
         verdict = self.tool.verdict

@@ -168,8 +168,7 @@ def _from_file(path: Path) -> Profile:
                 f"The profile file {path} sets {key}, which no profile has (api_key_env names the variable of a key); "
                 "see the fields of Profile in kit/config.py."
             )
-        kind = kinds[key]
-        if not _fits(key, value, kind):
+        if not _fits(key, value, kinds[key]):
             raise KitError(
                 f"The profile file {path} sets {key} to {value!r}; see the fields of Profile in kit/config.py."
             )

@@ -78,8 +78,8 @@ def questions(
     kept = [row for row in rows if not row["rejected"]]
     if len(apart(kept, known, embed)) < len(kept):
         raise KitError(f"{out} holds questions that are much like one to keep away from; use another --out.")
-    asked = [*known, *(row["question"] for row in rows if not row["rejected"])]
-    vectors, accepted = list(embed(asked)) if asked else [], len(asked) - len(known)
+    asked = [*known, *(row["question"] for row in kept)]
+    vectors, accepted = list(embed(asked)) if asked else [], len(kept)
     with evaluation.appending(out, "questions", count, accepted) as (write, bar):
         for number in range(len(rows), TRIES_A_QUESTION * count):
             if accepted >= count:

@@ -139,7 +139,7 @@ class Index:
 
     def fingerprint(self) -> str:
         """A sum over what is indexed and how: the same files, cut and embedded in the same way, have the same."""
-        with closing(sqlite3.connect(self.folder / MANIFEST)) as manifest:
+        with self._reading(), closing(sqlite3.connect(self.folder / MANIFEST)) as manifest:
             files = manifest.execute("select source, sha256 from files order by source, sha256").fetchall()
         built = sorted(self._collection.metadata.items())
         return hashlib.sha256(repr((built, files)).encode()).hexdigest()[:12]

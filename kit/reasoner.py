@@ -121,7 +121,7 @@ class Reasoner:
             return doubt
         answer = opened or self._answer(messages, "")
         number = numbers_of(answer) and not YEAR.fullmatch(answer)  # often to be worked out; a year is only looked up
-        if not answer or number or _declines(answer):
+        if not answer or number:
             return None
         if chooses(answer, question):
             return self._compared(question, hits, notes, comparison.kind_of(question, answer))
@@ -169,7 +169,7 @@ class Reasoner:
         led = [_line(note) for note in verdict.citations]
         told = [(answer, verdict.answer), *((line, answer) for line in led)]
         known = any(find_quote(text, quote, whole=True) for text, quote in told)
-        quoted = [] if known or _declines(answer) else evidence.word_for_word(answer, question, hits)
+        quoted = [] if known or not answer else evidence.word_for_word(answer, question, hits)
         if not quoted:
             return verdict
         return replace(verdict, answer=answer, citations=tuple(dict.fromkeys([*verdict.citations, *quoted])))
@@ -182,7 +182,6 @@ class Reasoner:
         messages = prompt(question, hits, notes, THINK + (WORK_OUT if self.stand_in else ""))
         thinking = self._think(messages)
         answer = self._answer(messages, thinking)
-        answer = "" if _declines(answer) else answer
         kind = comparison.kind_of(question, answer)
         affirmed = self.stand_in and comparison.is_yes_or_no(answer)
         if affirmed and (verdict := self._compared(question, hits, notes, kind)):
@@ -277,7 +276,8 @@ class Reasoner:
             limits = {"max_tokens": RESULT_TOKENS + self.thinking_tokens}
         reply = self.model.complete([*messages, opened], think=self._flag(True), **limits)
         text = reply.text or (reply.thinking if self.model.thinks else "")
-        return _result(_unquoted(text.strip().partition("\n")[0].removeprefix(ANSWER).lstrip('"')))
+        said = _unquoted(text.strip().partition("\n")[0].removeprefix(ANSWER).lstrip('"'))
+        return "" if _declines(said) else _result(said)
 
     def _shorter(self, question: str, answer: str) -> str:
         asked = [{"role": "user", "content": inert(SHORTER.format(question=question, answer=answer))}]
