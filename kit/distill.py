@@ -23,9 +23,9 @@ from kit import evaluation
 from kit.config import KitError
 from kit.corpus import Document, title
 from kit.evidence import find_quote
-from kit.llm import ChatModel
+from kit.llm import ChatModel, ContextOverflow
 from kit.messages import read_json
-from kit.reasoner import ANSWER, THINK, VERDICT, Reasoner, prompt, turn
+from kit.reasoner import ANSWER, THINK, VERDICT, Reasoner, Verdict, prompt, turn
 from kit.retriever import Hit, Retriever
 
 KINDS = ("plain", "hesitant", "misleading", "comparison", "out_of_scope")
@@ -118,7 +118,8 @@ def traces(
     A trace is accepted where its answer is right against the gold and supported by a passage, or, for
     a question without an answer, where the teacher finds none; and where its thoughts ended within
     their budget. Otherwise it is tried again with another seed, `tries` times in all. Raises `KitError`
-    where nothing is asked, and what the teacher raises.
+    where nothing is asked, and what the teacher raises; only a question that does not fit the window is
+    rejected for it.
     """
     if not asked:
         raise KitError("There is no question to reason about; give a file that has some, or another --split.")
@@ -230,12 +231,16 @@ def _key(row: dict) -> tuple[str, str]:
 
 def _trace(question: dict, hits: Sequence[Hit], teacher: Reasoner, number: int) -> dict:
     teacher.model.seed = number
-    verdict = teacher.judge(question["question"], hits)
+    fault = ""
+    try:
+        verdict = teacher.judge(question["question"], hits)
+    except ContextOverflow:  # the other questions are still to be asked
+        verdict, fault = Verdict("", False, "", ""), "does not fit the window"
     row = {key: question[key] for key in ("id", "question", "type", "answerable")}
     row |= {"gold": question["answer"], "try": number, "thinking": verdict.thinking, "answer": verdict.answer}
     row |= {"better_query": verdict.better_query}
     row |= {"hits": [asdict(hit) for hit in hits], "citations": [asdict(c) for c in verdict.citations]}
-    return row | {"rejected": _wrong(question, row, verdict.sufficient)}
+    return row | {"rejected": fault or _wrong(question, row, verdict.sufficient)}
 
 
 def _wrong(question: dict, row: dict, sufficient: bool) -> str:

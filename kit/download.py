@@ -168,8 +168,11 @@ def full_disk_said(file: Path, label: str) -> Iterator[None]:
     """Turn a disk that fills up while `file` is written into a `KitError`; what is written stays."""
     try:
         yield
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
+    except KitError:
+        raise
+    except Exception as error:
+        # Libraries such as PyTorch and safetensors raise errors of their own, without a number: the disk is asked, too.
+        if getattr(error, "errno", None) != errno.ENOSPC and shutil.disk_usage(file.parent).free > CHUNK:
             raise
         raise KitError(
             f"The disk is full while {label} is being written to {file}, which is kept; "

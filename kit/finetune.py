@@ -79,7 +79,9 @@ def train(rows: Sequence[dict], base: str, home: Path, out: str | Path, recipe: 
     model, tokenizer = load(base, home)
     fitting, lengths = _fitting(rows, tokenizer, recipe.block)
     out.mkdir(parents=True, exist_ok=True)
-    need_disk(out, 4 * sum(p.numel() * p.element_size() for p in model.parameters()), "checkpoints and model")
+    # The model in 16 bits; with all weights, three checkpoints (one being written) of these and two moments each, too.
+    size = sum(p.numel() * p.element_size() for p in model.parameters())
+    need_disk(out, (10 if recipe.full else 1) * size, "checkpoints and model")
     trainer = _trainer(model, tokenizer, fitting, out, recipe, device)
     _same_run(out, {"base": base, **asdict(recipe), "rows": fitting}, trainer.is_world_process_zero())
     with full_disk_said(out, "a checkpoint"):

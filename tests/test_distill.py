@@ -10,7 +10,7 @@ from fakes import FakeChat, FakeRetriever, found, hit, missing
 from kit import distill
 from kit.config import KitError
 from kit.corpus import Document, whole_documents
-from kit.llm import Cancelled
+from kit.llm import Cancelled, ContextOverflow
 from kit.reasoner import Reasoner, prompt
 
 DOCUMENTS = [
@@ -172,6 +172,13 @@ def test_a_question_without_an_answer_is_right_where_nothing_is_found(tmp_path):
     (tmp_path / "t.jsonl").unlink()
     counts, _ = trace(tmp_path, "So.", *found("48,000", "48,000 euros"), question=question, tries=1)
     assert counts["rejected"] == {"answers what the documents do not hold": 1}
+
+
+def test_a_question_that_does_not_fit_the_window_stops_no_other(tmp_path):
+    counts, _ = trace(tmp_path, ContextOverflow(9000, 8192), ContextOverflow(9000, 8192))
+    assert counts["rejected"] == {"does not fit the window": 2}
+    counts, _ = trace(tmp_path, "So.", found("48,000", "The rent is 48,000"), question={"id": "another"})
+    assert counts["accepted"] == 1
 
 
 def test_traces_that_are_there_are_not_made_again(tmp_path):

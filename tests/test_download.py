@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 import requests
+from safetensors import SafetensorError
 
 from kit import download
 from kit.config import KitError
-from kit.download import CHUNK, Unreachable, fetch, registry_file
+from kit.download import CHUNK, Unreachable, fetch, full_disk_said, registry_file
 
 DATA = bytes(range(256)) * 4000
 SUM = hashlib.sha256(DATA).hexdigest()
@@ -140,6 +141,14 @@ def test_a_disk_that_fills_up_keeps_the_part(serve, tmp_path, monkeypatch):
         fetch(f"{server.url}/f", tmp_path / "f", SUM, "a file")
     monkeypatch.undo()
     assert fetch(f"{server.url}/f", tmp_path / "f", SUM, "a file").read_bytes() == DATA
+
+
+@pytest.mark.parametrize("error", [RuntimeError("unexpected pos 576 vs 534"), SafetensorError("os error 28")])
+def test_a_full_disk_is_known_by_what_is_free_where_a_library_does_not_say_it(tmp_path, monkeypatch, error):
+    for free, kind, says in ((0, KitError, "disk is full while a checkpoint"), (10**9, type(error), str(error))):
+        monkeypatch.setattr(shutil, "disk_usage", lambda path, free=free: shutil._ntuple_diskusage(10**9, 10**9, free))
+        with pytest.raises(kind, match=says), full_disk_said(tmp_path / "model", "a checkpoint"):
+            raise error
 
 
 PAGE = b"""<!DOCTYPE html><html><head><title>Links</title></head><body>
