@@ -14,8 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 
-import smolagents
-from smolagents import AgentError, AgentToolExecutionError, LogLevel, PromptTemplates, Tool, ToolCallingAgent
+from smolagents import AgentError, AgentToolExecutionError, LogLevel, Tool, ToolCallingAgent
 from smolagents.agents import EMPTY_PROMPT_TEMPLATES, ToolOutput
 from smolagents.memory import ActionStep, TaskStep, ToolCall
 from smolagents.models import ChatMessage, MessageRole
@@ -133,11 +132,11 @@ class RagTool(Tool):
         """
         self.on_event("read", {"hits": first or hits})
         if not hits:
-            return Verdict("", False, "", "Every passage that this search finds was read before."), hits
+            return Verdict(thinking="Every passage that this search finds was read before."), hits
         known = [hit.similarity for hit in hits if hit.similarity is not None]
         if known and max(known) < FAR:
             self._read.difference_update(hit.id for hit in hits)
-            return Verdict("", False, "", "No passage has anything to do with it."), hits  # so nobody need read them
+            return Verdict(thinking="No passage has anything to do with it."), hits  # so nobody need read them
         if first:
             verdict = self._verdict(first, more=True)
             if self._sure(verdict, first, more=True).sufficient:
@@ -203,9 +202,9 @@ class RagAgent(ToolCallingAgent):
 
     def __init__(self, tool: RagTool, model: ChatModel, max_steps: int):
         super().__init__(
-            tools=[tool, ConversationTool()],
+            tools=[tool],  # smolagents adds `final_answer`, which with us only serves talk that needs no document
             model=model,
-            prompt_templates=PromptTemplates(**{**EMPTY_PROMPT_TEMPLATES, "system_prompt": SYSTEM}),
+            prompt_templates=EMPTY_PROMPT_TEMPLATES | {"system_prompt": SYSTEM},
             max_steps=max_steps,
             max_tool_threads=1,
             verbosity_level=LogLevel.OFF,
@@ -242,24 +241,7 @@ class RagAgent(ToolCallingAgent):
 
     def provide_final_answer(self, task: str) -> ChatMessage:
         """After the last step: no further model call, which would answer from memory."""
-        return ChatMessage(
-            role=MessageRole.ASSISTANT,
-            content=NOT_FOUND,
-            token_usage=smolagents.TokenUsage(0, 0),
-        )
-
-
-class ConversationTool(Tool):
-    """`final_answer`, which with us only serves talk that needs no document."""
-
-    name = "final_answer"
-    description = "Replies to greetings, thanks, and questions about the conversation."
-    inputs = {"answer": {"type": "string", "description": "the reply"}}  # noqa: RUF012
-    output_type = "string"
-
-    def forward(self, answer: str) -> str:
-        """The reply itself."""
-        return answer
+        return ChatMessage(role=MessageRole.ASSISTANT, content=NOT_FOUND)
 
 
 class Assistant:

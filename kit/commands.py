@@ -65,11 +65,9 @@ def search(args, profile) -> int:
 
 
 def ask(args, profile) -> int:
-    from kit import chat
-
     with _assistants(args, profile) as (new_assistant, _):
         answer = new_assistant().ask(args.question, args.mode, args.k or 0, args.max_steps or 0)
-    _print(args, asdict(answer), lambda _: chat.format_answer(answer))
+    _print(args, asdict(answer), printed.answer)
     return 0
 
 

@@ -80,7 +80,7 @@ class Profile:
         """Path of the Modelfile of `role` (`primary` or `reasoner`) for this profile's window."""
         name = getattr(self, role)
         own = expanded(name)
-        path = own if own.suffix else MODELFILES / f"{name}-{self.num_ctx // 1024}k.Modelfile"
+        path = own if own.suffix or own.is_file() else MODELFILES / f"{name}-{self.num_ctx // 1024}k.Modelfile"
         if not path.is_file():
             raise KitError(
                 f"Profile {self.name} names the Modelfile {path}, which does not exist; "
@@ -128,7 +128,8 @@ def load_profile(choice: str | None = None) -> Profile:
     elif os.environ.get("KIT_PROFILE"):
         name, why = os.environ["KIT_PROFILE"], "KIT_PROFILE asks for it"
     elif (home / "profile").is_file():
-        name, why = (home / "profile").read_text().strip(), "the last `kit setup` made it; --profile chooses another"
+        name = (home / "profile").read_text(encoding="utf-8").strip()
+        why = "the last `kit setup` made it; --profile chooses another"
     else:
         name, why = _detect()
     profile = _from_file(expanded(name)) if name.endswith(".toml") else PROFILES.get(name)
@@ -146,8 +147,7 @@ def remember_profile(profile: Profile, choice: str | None) -> None:
     if not choice and record.is_file():
         return
     choice = choice or os.environ.get("KIT_PROFILE", "")
-    profile.home.mkdir(parents=True, exist_ok=True)
-    record.write_text(str(expanded(choice).absolute()) if choice.endswith(".toml") else profile.name)
+    replace_text(record, str(expanded(choice).absolute()) if choice.endswith(".toml") else profile.name)
 
 
 def _from_file(path: Path) -> Profile:
@@ -222,6 +222,14 @@ def expanded(path: str | Path) -> Path:
     return Path(os.path.expanduser(path))
 
 
+def replace_text(path: Path, text: str) -> None:
+    """Write all of `text` to `path` or nothing, whenever we are killed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_name(path.name + ".new")
+    new.write_text(text, encoding="utf-8")
+    os.replace(new, path)
+
+
 def environment(**changes: str) -> dict[str, str]:
     """Our own environment with `changes`: what a program that we start is given."""
     return {**os.environ, **changes}
@@ -239,9 +247,9 @@ def gpu_memory_gib() -> float:
     return max((float(row) / 1024 for row in rows if row.replace(".", "").isdigit()), default=0.0)
 
 
-def hub_answers(url: str = "https://ollama.com", seconds: float = 3.0) -> bool:
+def hub_answers(url: str = "https://ollama.com") -> bool:
     """Whether the place that Ollama pulls weights from can be reached, and lets us in."""
     try:
-        return httpx.head(url, timeout=seconds).status_code < 400
+        return httpx.head(url, timeout=3).status_code < 400
     except (httpx.HTTPError, httpx.InvalidURL, ValueError, ImportError):  # the last two: a proxy that httpx cannot use
         return False

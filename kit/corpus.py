@@ -16,9 +16,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kit.config import KitError, expanded
-from kit.pdf import PdfReader, ReadError
+from kit.pdf import MIB, PdfReader, ReadError
 
-MIB = 2**20
 MAX_BYTES = {".pdf": 256 * MIB, ".html": 16 * MIB, ".htm": 16 * MIB, ".md": 32 * MIB, ".txt": 32 * MIB}
 SUFFIXES = (*MAX_BYTES, ".jsonl")  # a .jsonl file is read line by line, so only its lines have a limit
 MAX_LINE_BYTES = 8 * MIB
@@ -28,23 +27,6 @@ SUMMARIZE = (
     "Summarize this document in at most {words} words, so that the summary can be searched in its place. Keep every "
     "name, number, date, price and rule that fits; leave out introductions and repetitions. Write the summary alone."
 )
-
-# pandoc's own plain tables wrap a cell over several lines; a row on one line can be found and quoted.
-HTML_FILTER = """
-local function text(cell) return pandoc.utils.stringify(pandoc.utils.blocks_to_inlines(cell, {pandoc.Space()})) end
-function Table(t)
-  local simple, lines = pandoc.utils.to_simple_table(t), pandoc.List()
-  local function line(s) lines:extend({pandoc.Str(s), pandoc.LineBreak()}) end
-  if #simple.caption > 0 then line(pandoc.utils.stringify(simple.caption)) end
-  for _, row in ipairs({simple.headers, table.unpack(simple.rows)}) do
-    local cells = pandoc.List(row):map(text)
-    if table.concat(cells) ~= "" then line(table.concat(cells, " | ")) end
-  end
-  return pandoc.Para(lines)
-end
-function Image() return {} end
-function Figure(f) return f.content end
-"""
 
 
 @dataclass(frozen=True)
@@ -221,19 +203,14 @@ def _guess(data: bytes) -> str:
 
 def _html_to_text(html: str, source: str) -> str:
     """The visible text as pandoc sees it, a table row on a line; nothing is fetched."""
-    import tempfile
-
     import pypandoc
 
-    with tempfile.NamedTemporaryFile("w", suffix=".lua") as script:
-        script.write(HTML_FILTER)
-        script.flush()
-        command = [pypandoc.get_pandoc_path(), "--sandbox", "--quiet", "--from=html", "--to=plain", "--wrap=none"]
-        command += [f"--lua-filter={script.name}", "+RTS", "-M768m", "-RTS"]
-        try:
-            done = subprocess.run(command, input=html.encode(), capture_output=True, timeout=HTML_SECONDS)
-        except subprocess.TimeoutExpired as error:
-            raise ReadError(f"{source} took more than {HTML_SECONDS:.0f} s to read; split the page.") from error
+    command = [pypandoc.get_pandoc_path(), "--sandbox", "--quiet", "--from=html", "--to=plain", "--wrap=none"]
+    command += [f"--lua-filter={Path(__file__).with_name('html.lua')}", "+RTS", "-M768m", "-RTS"]
+    try:
+        done = subprocess.run(command, input=html.encode(), capture_output=True, timeout=HTML_SECONDS)
+    except subprocess.TimeoutExpired as error:
+        raise ReadError(f"{source} took more than {HTML_SECONDS:.0f} s to read; split the page.") from error
     if done.returncode:
         reason = done.stderr.decode("utf-8", "replace").strip().splitlines() or [f"exit code {done.returncode}"]
         raise ReadError(f"{source} cannot be read as HTML ({reason[0]}); save it again, or split it.")
@@ -266,12 +243,9 @@ def _row(line: bytes) -> Document:
 
 
 def _read_pdf(file: Path, source: str, pdf: PdfReader | None) -> Iterator[Document]:
-    if pdf is None:
-        with PdfReader() as pdf:
-            yield from _read_pdf(file, source, pdf)
-        return
-    for number, text in enumerate(pdf.pages(file, source), 1):
-        yield Document(source, _clean(text), number)
+    with contextlib.nullcontext(pdf) if pdf else PdfReader() as reader:
+        for number, text in enumerate(reader.pages(file, source), 1):
+            yield Document(source, _clean(text), number)
 
 
 def split(documents: Iterable[Document], file: Path, chunk_size: int, chunk_overlap: int) -> Iterator[Chunk]:

@@ -24,7 +24,7 @@ from kit.config import KitError
 from kit.corpus import Document, title
 from kit.evidence import find_quote
 from kit.llm import ChatModel, ContextOverflow
-from kit.messages import read_json
+from kit.messages import object_schema, read_json
 from kit.reasoner import ANSWER, THINK, VERDICT, Reasoner, Verdict, prompt, turn
 from kit.retriever import Hit, Retriever
 
@@ -40,16 +40,11 @@ Embed = Callable[[list[str]], np.ndarray]  # n texts into unit vectors of shape 
 
 _TEXT = {key: {"type": "string", "maxLength": length} for key, length in LONGEST.items()}
 # The evidence is written first and the answer last, in the alphabet's order as well as in the schema's.
-SCHEMA = {
-    "type": "object",
-    "properties": {
-        "evidence": {"type": "array", "maxItems": 2, "items": _TEXT["evidence"]},
-        "question": _TEXT["question"],
-        "reply": _TEXT["reply"],
-    },
-    "required": ["evidence", "question", "reply"],
-    "additionalProperties": False,
-}
+SCHEMA = object_schema(
+    evidence={"type": "array", "maxItems": 2, "items": _TEXT["evidence"]},
+    question=_TEXT["question"],
+    reply=_TEXT["reply"],
+)
 
 
 def questions(
@@ -126,7 +121,7 @@ def traces(
     rows = _earlier(out, "rejected", "hits", "thinking")
     done = Counter(_key(row) for row in rows)
     finished = {_key(row) for row in rows if not row["rejected"]} | {key for key, n in done.items() if n >= tries}
-    with evaluation.appending(out, "traces", len(asked), len(finished)) as (write, bar):
+    with evaluation.appending(out, "traces", len(asked), sum(_key(row) in finished for row in asked)) as (write, bar):
         mixed = random.Random(0).sample(asked, len(asked))  # a run that is stopped has seen all kinds
         for question in (question for question in mixed if _key(question) not in finished):
             for number in range(done[_key(question)], tries):
@@ -142,7 +137,7 @@ def traces(
 def _earlier(out: str | Path, *keys: str) -> list[dict]:
     """The rows of an earlier run, all of which have `keys`."""
     rows = evaluation.read_rows(out)
-    if not all(isinstance(row, dict) and set(keys) <= row.keys() for row in rows):
+    if not all(set(keys) <= row.keys() for row in rows):
         raise KitError(f"{out} holds rows that this command has not written; use another --out.")
     return rows
 
@@ -235,7 +230,7 @@ def _trace(question: dict, hits: Sequence[Hit], teacher: Reasoner, number: int) 
     try:
         verdict = teacher.judge(question["question"], hits)
     except ContextOverflow:  # the other questions are still to be asked
-        verdict, fault = Verdict("", False, "", ""), "does not fit the window"
+        verdict, fault = Verdict(), "does not fit the window"
     row = {key: question[key] for key in ("id", "question", "type", "answerable")}
     row |= {"gold": question["answer"], "try": number, "thinking": verdict.thinking, "answer": verdict.answer}
     row |= {"better_query": verdict.better_query}

@@ -5,7 +5,6 @@ build from the package registries. Only the first is open on macOS and Windows.
 """
 
 import json
-import os
 import platform
 import re
 import shutil
@@ -18,7 +17,7 @@ import time
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import SplitResult, urlsplit
 
@@ -28,7 +27,7 @@ from filelock import FileLock
 from packaging.version import InvalidVersion, Version
 
 from kit.build import build_engine, cpu_flags
-from kit.config import MODELFILES, KitError, Profile, environment
+from kit.config import MODELFILES, KitError, Profile, environment, replace_text
 from kit.download import Unreachable, fetch, full_disk_said, unpack
 
 DEFAULT_PORT = 11434
@@ -48,6 +47,7 @@ class Engine:
     source: str
     path: Path | None = None  # of the binary; None where only a server is known
     url: str = ""
+    processes: list[subprocess.Popen] = field(default_factory=list, compare=False, repr=False)  # that we have started
 
 
 def sources() -> dict:
@@ -91,34 +91,42 @@ def running(profile: Profile, keep: bool = False) -> Iterator[Engine]:
     """
     # Of two notebooks that begin at once, the second finds what the first has started.
     with FileLock(profile.home / "server.lock") if keep else nullcontext():
-        engine, process = _up(profile, keep)
+        engine = _up(profile, keep)
     try:
         yield engine
     finally:
-        if process and not keep:
-            _end(process.pid)
+        for process in engine.processes:
+            if process.poll() is None and not keep:
+                _end(process.pid)
 
 
-def _up(profile: Profile, keep: bool) -> tuple[Engine, subprocess.Popen | None]:
-    """An engine that answers, and its process where it had to be started."""
+def _up(profile: Profile, keep: bool) -> Engine:
+    """An engine that answers; it is started where none does."""
     engine = locate(profile)
     if engine is None:
         raise KitError("There is no Ollama on this machine yet; run `kit setup`.")
     if engine.url:
-        return engine, None
+        return engine
     address = _address(profile.ollama_host)
     port = address.port if keep and _is_free(address.port) else _free_port()
-    process = _start(engine.path, port, profile.home, tied=not keep)
     engine = replace(engine, url=f"http://127.0.0.1:{port}")
+    process = _begin(engine, profile, tied=not keep)
+    if keep:
+        started = psutil.Process(process.pid).create_time()
+        replace_text(_record(profile), json.dumps({"pid": process.pid, "started": started, "url": engine.url}))
+    return engine
+
+
+def _begin(engine: Engine, profile: Profile, tied: bool) -> subprocess.Popen:
+    """Start `engine` on the port of its address, and wait until it answers."""
+    process = _start(engine.path, urlsplit(engine.url).port, profile.home, tied)
     try:
         _wait_until_up(process, engine.url, _log(profile.home))
     except BaseException:  # an interrupt among them
         _end(process.pid)
         raise
-    if keep:
-        started = psutil.Process(process.pid).create_time()
-        replace_text(_record(profile), json.dumps({"pid": process.pid, "started": started, "url": engine.url}))
-    return engine, process
+    engine.processes.append(process)
+    return process
 
 
 def revive(server: Engine, profile: Profile) -> bool:
@@ -132,8 +140,7 @@ def revive(server: Engine, profile: Profile) -> bool:
     if server.path is None:
         time.sleep(START_SECONDS / 6)
     else:
-        process = _start(server.path, urlsplit(server.url).port, profile.home, tied=True)
-        _wait_until_up(process, server.url, _log(profile.home))
+        _begin(server, profile, tied=True)
     return True
 
 
@@ -336,11 +343,3 @@ def _read_json(path: Path) -> dict:
         return json.loads(path.read_text())
     except (OSError, ValueError):
         return {}
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Write all of `text` to `path` or nothing, whenever we are killed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(path.name + ".new")
-    new.write_text(text)
-    os.replace(new, path)

@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from pydantic_core import from_json
 from tqdm import tqdm
 
-from kit.config import KitError
+from kit.config import KitError, replace_text
 
 ROWS, SETTINGS = "rows.jsonl", "run.json"
 RESAMPLES = 9999
@@ -147,7 +147,7 @@ def _key(row: dict) -> tuple:
 def read_rows(path: str | Path) -> list[dict]:
     """The rows that an earlier run wrote to their end, without the half line of a killed one.
 
-    Raises `KitError` for a whole line that is no JSON.
+    Raises `KitError` for a whole line that is no JSON object.
     """
     path = Path(path)
     if not path.exists():
@@ -156,11 +156,18 @@ def read_rows(path: str | Path) -> list[dict]:
     with path.open("rb") as lines:  # as bytes, where nothing but a line feed ends a line
         for number, line in enumerate(lines, 1):
             try:
-                rows += [json.loads(line)] if line.strip() else []
+                rows += [_object(line)] if line.strip() else []
             except ValueError as error:
                 if line.endswith(b"\n"):
-                    raise KitError(f"Line {number} of {path} is no JSON ({error}); mend it, or take it out.") from error
+                    raise KitError(f"Line {number} of {path} is no row ({error}); mend it, or take it out.") from error
     return rows
+
+
+def _object(line: bytes) -> dict:
+    row = json.loads(line)
+    if not isinstance(row, dict):
+        raise ValueError("not a JSON object")
+    return row
 
 
 @contextmanager
@@ -169,7 +176,7 @@ def appending(path: str | Path, name: str, total: int, done: int) -> Iterator[tu
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     _end_last_line(path)
-    bar = tqdm(total=total, initial=done, desc=name or None, disable=None)
+    bar = tqdm(total=total, initial=done, desc=name, disable=None)
     with path.open("a", encoding="utf-8") as file, bar:
 
         def write(row: dict) -> None:
@@ -197,14 +204,13 @@ def _end_last_line(path: Path) -> None:
 def _same_settings(out: Path, settings: dict) -> None:
     out.mkdir(parents=True, exist_ok=True)
     record = out / SETTINGS
-    known = record.read_text(encoding="utf-8") if record.exists() else ""  # empty where a full disk left it so
-    then = json.loads(known) if known else settings
+    then = json.loads(record.read_text(encoding="utf-8")) if record.exists() else settings
     if other := [key for key in settings if then.get(key) != settings[key]]:
         raise KitError(
             f"{out} holds rows of a run with another {', '.join(other)}; use another --out folder, or delete this one."
         )
-    if not known:
-        record.write_text(json.dumps(settings, indent=1, ensure_ascii=False), encoding="utf-8")
+    if not record.exists():
+        replace_text(record, json.dumps(settings, indent=1, ensure_ascii=False))
 
 
 def _answered(question: dict, mode: str, answer: Answering, recover: Callable) -> dict:
@@ -214,14 +220,8 @@ def _answered(question: dict, mode: str, answer: Answering, recover: Callable) -
             return {**answer(question, mode), "error": ""}
         except KitError as error:
             if time.monotonic() > give_up or not recover(error):
-                return {
-                    "answer": "",
-                    "answered": False,
-                    "sources": [],
-                    "usage": {},
-                    "seconds": 0.0,
-                    "error": str(error),
-                }
+                nothing = {"answer": "", "answered": False, "sources": [], "usage": {}, "seconds": 0.0}
+                return nothing | {"error": str(error)}
 
 
 def score(question: dict, row: dict) -> dict:
@@ -265,7 +265,7 @@ def _gold_place(source: str, page: int | None, gold: Iterable[tuple]) -> tuple:
     return (source, None) if (source, None) in gold else (source, page)
 
 
-def summarize(questions: Sequence[dict], rows: Sequence[dict], seed: int = 0) -> dict:
+def summarize(questions: Sequence[dict], rows: Sequence[dict]) -> dict:
     """`{modes: {mode: figures}, paired: [...]}` over rows of `run`.
 
     Exact match and F1 are means over the answerable questions, with 95% intervals by bootstrap (Efron,
@@ -280,7 +280,7 @@ def summarize(questions: Sequence[dict], rows: Sequence[dict], seed: int = 0) ->
     for row in rows:
         if row["id"] in asked:
             table.setdefault(row["mode"], {})[row["id"]] = {**row, **score(asked[row["id"]], row)}
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     return {
         "modes": {mode: _figures(asked, scored, rng) for mode, scored in table.items()},
         "paired": _paired(asked, table, rng),
@@ -323,15 +323,15 @@ def _by_type(asked: dict, ids: Iterable[str]) -> dict[str, list[str]]:
     return kinds
 
 
-def interval(values: Sequence[float], rng=None, level: float = 0.95) -> list[float] | None:
-    """The bootstrap interval (BCa) of the mean of `values`; None for fewer than two values."""
+def interval(values: Sequence[float], rng=None) -> list[float] | None:
+    """The 95% bootstrap interval (BCa) of the mean of `values`; None for fewer than two values."""
     from scipy.stats import bootstrap
 
     if len(values) < 2:
         return None
     if len(set(values)) == 1:  # nothing to resample
         return [float(values[0])] * 2
-    found = bootstrap((values,), np.mean, n_resamples=RESAMPLES, confidence_level=level, rng=rng).confidence_interval
+    found = bootstrap((values,), np.mean, n_resamples=RESAMPLES, rng=rng).confidence_interval
     return [round(float(found.low), 4), round(float(found.high), 4)]
 
 

@@ -19,9 +19,9 @@ from pathlib import Path
 
 import ollama
 
-from kit.config import PROFILES, KitError, Profile
+from kit.config import PROFILES, KitError, Profile, replace_text
 from kit.download import full_disk_said, need_disk
-from kit.engine import replace_text, sources
+from kit.engine import sources
 from kit.models import fetch_weights
 
 BASE = "qwen2.5-coder-0.5b-instruct-q4_k_m.gguf"  # of modelfiles/sources.toml
@@ -169,7 +169,7 @@ def _settings(profile: Profile) -> str:
     elsewhere = ("name", "why", "home", "ollama_host")  # these are not a file's to say
     own = {f.name: getattr(profile, f.name) for f in fields(Profile) if f.name not in elsewhere}
     changed = [(name, value) for name, value in own.items() if value != getattr(PROFILES["ci"], name)]
-    return 'base = "ci"\n' + "".join(f"{name} = {json.dumps(value)}\n" for name, value in changed)
+    return 'base = "ci"\n' + "".join(f"{name} = {json.dumps(value, ensure_ascii=False)}\n" for name, value in changed)
 
 
 def agreement(out: str | Path, name: str, url: str, prompts: Sequence[str]) -> float:

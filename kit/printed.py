@@ -36,9 +36,12 @@ def evaluation(result: dict) -> str:
         "f1": "f1",
         "abstention_recall": "declined right",
         "answerable_declined": "declined wrong",
+        "calls": "calls",
+        "prompt_tokens": "read",
+        "output_tokens": "written",
+        "seconds_p50": "s p50",
+        "seconds_p90": "s p90",
     }
-    columns |= {"calls": "calls", "prompt_tokens": "read", "output_tokens": "written", "seconds_p50": "s p50"}
-    columns |= {"seconds_p90": "s p90"}
     lines = [["mode", *columns.values()]]
     lines += [
         [mode, *("" if row[key] is None else f"{row[key]:g}" for key in columns)]
@@ -51,9 +54,8 @@ def evaluation(result: dict) -> str:
         for t in result["paired"]
     ]
     found = ", ".join(f"{name} {value}" for name, value in result["retrieval"].items())
-    played = ["The reasoner is a stand-in: these figures are not those of a reasoning model."] * result[
-        "stand_in_reasoner"
-    ]
+    stand_in = result["stand_in_reasoner"]
+    played = ["The reasoner is a stand-in: these figures are not those of a reasoning model."] * stand_in
     return "\n".join([*table, "", *tests, "", f"retrieval: {found}", *result["plots"], *played])
 
 

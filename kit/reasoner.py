@@ -67,10 +67,10 @@ class Verdict:
     if it is. `citations` hold only quotes that stand in their passage; `dropped` counts the others.
     """
 
-    answer: str
-    sufficient: bool
-    better_query: str
-    thinking: str
+    answer: str = ""
+    sufficient: bool = False
+    better_query: str = ""
+    thinking: str = ""
     citations: tuple[Citation, ...] = ()
     dropped: int = 0
 
@@ -106,7 +106,7 @@ class Reasoner:
         if comparison.asks_difference(question):
             compared = self._compared(question, hits, notes, comparison.DIFFERENCE)
             if compared or more:
-                return compared or Verdict("", False, "", "")
+                return compared or Verdict()
         messages, opened = prompt(question, hits, notes, PLAIN), ""
         if answer := self._plainly(messages):
             if chooses(answer, question):
@@ -116,7 +116,7 @@ class Reasoner:
             if verdict := self._sufficient(question, hits, notes, messages, answer):
                 return verdict
         if more:
-            return Verdict("", False, "", "")
+            return Verdict()
         if doubt := self.doubt(question, hits, notes):
             return doubt
         answer = opened or self._answer(messages, "")
@@ -153,9 +153,9 @@ class Reasoner:
         if self._believes(asked, sure):
             return None
         if more:
-            return Verdict("", False, "", "")
+            return Verdict()
         asked.append({"role": "assistant", "content": "No."})
-        return Verdict("", False, self._other_words(asked, question), "")
+        return Verdict(better_query=self._other_words(asked, question))
 
     def further(self, question: str, verdict: Verdict, hits: Sequence[Hit]) -> Verdict:
         """`verdict`, or what `hits`, passages of a document that its answer names, say to the question.
@@ -182,9 +182,8 @@ class Reasoner:
         messages = prompt(question, hits, notes, THINK + (WORK_OUT if self.stand_in else ""))
         thinking = self._think(messages)
         answer = self._answer(messages, thinking)
-        kind = comparison.kind_of(question, answer)
-        affirmed = self.stand_in and comparison.is_yes_or_no(answer)
-        if affirmed and (verdict := self._compared(question, hits, notes, kind)):
+        compares = self.stand_in and comparison.is_yes_or_no(answer)
+        if compares and (verdict := self._compared(question, hits, notes, comparison.kind_of(question, answer))):
             return verdict
         if self.stand_in and _repeats(answer, question):
             answer = self._shorter(question, answer)
@@ -204,7 +203,7 @@ class Reasoner:
             return None  # one value under two names: what differs is within one document, and is thought about
         if len(lines) > 1:
             if values and comparison.unstated(lines, [f"{page[0].source}\n{joined(page)}" for page in pages(hits)]):
-                return Verdict("", False, "", said)
+                return Verdict(thinking=said)
             cited = evidence.nearest_statements(lines, question, hits)
         elif kind == comparison.WHETHER and (cited := evidence.nearest_statements([question], question, hits)):
             lines = [_line(citation) for citation in cited]
@@ -212,7 +211,7 @@ class Reasoner:
             return None
         steps = self._think(comparison.messages("\n".join(lines), question, kind))
         if not (answer := comparison.result(steps, question)):
-            return Verdict("", False, "", said) if values else None
+            return Verdict(thinking=said) if values else None
         return Verdict(answer, True, "", f"{said}\n\n{steps}", tuple(dict.fromkeys(cited)))
 
     def _believes(self, asked: list[dict], sure: float) -> bool:
@@ -401,10 +400,10 @@ def _line(citation: Citation) -> str:
     return " ".join(f"{citation.source}: {citation.quote}".split())
 
 
-def _likely(reply: Reply, *words: str) -> float:
-    """How likely `reply` was to begin with one of `words`."""
+def _likely(reply: Reply, word: str) -> float:
+    """How likely `reply` was to begin with `word`."""
     first = reply.first or {reply.text: 1.0}
-    return sum(chance for text, chance in first.items() if re.match(r"\W*(\w*)", text)[1].lower() in words)
+    return sum(chance for text, chance in first.items() if re.match(r"\W*(\w*)", text)[1].lower() == word)
 
 
 def turn(thinking: str, text: str, native: bool) -> dict:

@@ -15,7 +15,7 @@ import secrets
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
@@ -370,9 +370,15 @@ def _app(name: str, tokens: Sequence[str], missing: Callable[[], str] = lambda: 
 
 def _of_this_machine(origin: Annotated[str | None, Header(include_in_schema=False)] = None) -> str:
     """Nobody in particular, and no page of the web: a browser tells where a page comes from that asks elsewhere."""
-    if origin and urlsplit(origin).hostname not in LOOPBACK:
+    if origin and _host(origin) not in LOOPBACK:
         raise HTTPException(403, f"A page of {origin} may not ask this service; set KIT_TOKEN, and give it a token.")
     return ""
+
+
+def _host(origin: str) -> str | None:
+    with suppress(ValueError):
+        return urlsplit(origin).hostname
+    return None
 
 
 def _owner(tokens: Sequence[str]) -> Callable:

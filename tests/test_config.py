@@ -111,6 +111,12 @@ def test_a_path_counts_from_the_profile_file(tmp_path, monkeypatch):
     assert profile.modelfile("primary") == tmp_path / "own.Modelfile" and profile.reasoner == "ci-reasoner"
 
 
+def test_a_modelfile_may_have_ollamas_own_name(tmp_path):
+    (tmp_path / "Modelfile").write_text("FROM tiny:1b")
+    (tmp_path / "mine.toml").write_text('primary = "Modelfile"')
+    assert load_profile(str(tmp_path / "mine.toml")).modelfile("primary") == tmp_path / "Modelfile"
+
+
 def test_a_proxy_that_httpx_cannot_use_is_no_way_to_the_hub(monkeypatch):
     monkeypatch.setenv("ALL_PROXY", "socks://127.0.0.1:1")
     monkeypatch.setenv("HTTPS_PROXY", "socks://127.0.0.1:1")

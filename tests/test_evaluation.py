@@ -1,6 +1,8 @@
 """Questions in, rows on the disk, figures that a hand calculation gives too."""
 
+import errno
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -95,8 +97,9 @@ def test_reading_rows_changes_no_file_and_a_last_line_needs_no_end(tmp_path):
     with evaluation.appending(path, "", 1, 0) as (append, _):
         append({"id": 3})
     assert [row["id"] for row in evaluation.read_rows(path)] == [1, 2, 3]
-    with pytest.raises(KitError, match=r"Line 1 of .* is no JSON"):
-        evaluation.read_rows(write(tmp_path / "bad.jsonl", "{oops", {"id": 2}))
+    for bad in ("{oops", "5"):
+        with pytest.raises(KitError, match=r"Line 1 of .* is no row"):
+            evaluation.read_rows(write(tmp_path / "bad.jsonl", bad, {"id": 2}))
 
 
 @pytest.mark.parametrize(
@@ -164,6 +167,18 @@ def test_rows_of_other_settings_are_refused(tmp_path):
     evaluation.run([GOLD], ["rag"], lambda q, m: said(), tmp_path, SETTINGS)
     with pytest.raises(KitError, match="another k;"):
         evaluation.run([GOLD], ["rag"], lambda q, m: said(), tmp_path, {**SETTINGS, "k": 3})
+
+
+def test_a_kill_or_a_full_disk_leaves_no_half_written_settings(tmp_path, monkeypatch):
+    def full(self, text, **_):
+        with self.open("w") as file:
+            file.write(text[:5])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched, pytest.raises(OSError, match="No space"):
+        patched.setattr(Path, "write_text", full)
+        evaluation.run([GOLD], ["rag"], lambda q, m: said(), tmp_path, SETTINGS)
+    assert len(evaluation.run([GOLD], ["rag"], lambda q, m: said(), tmp_path, SETTINGS)) == 1
 
 
 def test_an_engine_that_dies_is_brought_back_and_a_lasting_fault_is_kept(tmp_path):

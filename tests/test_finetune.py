@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTr
 
 from kit import distill, finetune
 from kit.cli import main
-from kit.config import KitError, load_profile
+from kit.config import KitError, load_profile, replace_text
 from kit.finetune import Recipe
 from kit.reasoner import ANSWER, VERDICT
 
@@ -131,12 +131,14 @@ def test_another_run_in_the_same_folder_is_refused(tmp_path, base):
             finetune.train(rows, base, tmp_path, tmp_path / "out", recipe)
 
 
-@pytest.mark.parametrize("text", ['base = "ci"\nk = 3\nthinking_tokens = 200\n', 'base = "laptop"\n'])
+@pytest.mark.parametrize(
+    "text", ['base = "ci"\nk = 3\nthinking_tokens = 200\n', 'base = "laptop"\n', 'embedding = "/ü/😀"\n']
+)
 def test_the_profile_of_the_lean_model_keeps_what_its_profile_says(tmp_path, text):
     (tmp_path / "mine.toml").write_text(text)
     profile = load_profile(str(tmp_path / "mine.toml"))
     own = replace(profile, reasoner="/x/lean.Modelfile", stand_in=False)
-    (tmp_path / "lean.toml").write_text(finetune._settings(own))
+    replace_text(tmp_path / "lean.toml", finetune._settings(own))
     lean = load_profile(str(tmp_path / "lean.toml"))
     assert replace(lean, name=own.name, why=own.why) == own
 

@@ -248,6 +248,14 @@ def test_makes_models_once_and_again_when_the_modelfile_changes(server, registry
     assert server.calls[3:] == [("create", "kit-own", {"from_": "kit-tiny", "parameters": {"num_ctx": 2048}})]
 
 
+def test_two_modelfiles_of_one_name_are_refused(server, registry, tmp_path):
+    profile = own_profile(tmp_path, "FROM tiny:1b\n")
+    (tmp_path / "other").mkdir()
+    other = own_profile(tmp_path / "other", "FROM tiny:1b\nPARAMETER num_ctx 4096\n")
+    with pytest.raises(KitError, match=r"one model, kit-own; give one of the files another name"):
+        models.ensure(replace(profile, reasoner=other.reasoner), "http://fake")
+
+
 def test_weights_with_other_bytes_of_the_right_length_are_refused(server, registry, tmp_path):
     path, _ = models.fetch_weights(tmp_path, "tiny.gguf")
     path.write_bytes(b"x" * len(WHOLE))
