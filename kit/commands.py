@@ -163,8 +163,8 @@ def distill_traces(args, profile) -> int:
     asked = [row for row in rows if args.split in (None, row.get("split"))]
     retriever = _retriever(args, profile)
     with _engine(profile) as (_, url):
-        model = chat_model(profile, "reasoner", url)
-        teacher = Reasoner(model, profile.thinking_tokens, profile.answer_tokens, profile.stand_in)
+        # No `stand_in`, whoever it is: what such a one is asked besides would stand in no training row.
+        teacher = Reasoner(chat_model(profile, "reasoner", url), profile.thinking_tokens, profile.answer_tokens)
         result = distill.traces(asked, retriever, teacher, args.k or profile.k, args.out, args.tries)
     _print(args, result | {"stand_in_teacher": profile.stand_in}, printed.distillation)
     return 0

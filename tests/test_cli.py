@@ -90,6 +90,23 @@ def test_a_full_disk_is_one_sentence(capsys, monkeypatch):
     assert (status, out) == (1, "") and "No space left" in err and "rows.jsonl" in err and err.count("\n") == 1
 
 
+def test_a_teacher_is_asked_as_its_pupil_will_be(capsys, home, monkeypatch):
+    teachers = []
+
+    def traces(asked, retriever, teacher, *rest):
+        teachers.append(teacher)
+        return {"accepted": 0, "by_type": {}, "rejected": {}}
+
+    (home / "q.jsonl").write_text('{"id": "1", "question": "Who?", "answer": "Ada"}')
+    monkeypatch.setattr(cli.commands, "_retriever", lambda args, profile: None)
+    monkeypatch.setattr(cli.commands, "_engine", lambda profile: nullcontext((None, "http://fake")))
+    monkeypatch.setattr(distill, "traces", traces)
+    argv = ("--questions", str(home / "q.jsonl"), "--out", "o", "--profile", "ci")
+    status, out, _ = run(capsys, "distill", "traces", *argv)
+    assert status == 0 and "stand-in" in out, "it is said that a stand-in taught"
+    assert not teachers[0].stand_in, "and its extra prompts, which no training row holds, were not sent"
+
+
 @pytest.fixture
 def evaluate(capsys, home, monkeypatch):
     """Runs `kit evaluate` over an index of one text: (rows of the question file, text, further arguments)."""
