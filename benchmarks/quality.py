@@ -3,7 +3,8 @@
     python benchmarks/quality.py                           the test questions of data/, all modes
     python benchmarks/quality.py --data data/general       those of another collection
     python benchmarks/quality.py --split dev --modes rag,agentic --limit 20
-    python benchmarks/quality.py --report benchmarks/published/quality-test.jsonl    asks nobody: rows that are there
+    python benchmarks/quality.py --report benchmarks/published/quality-test-146.jsonl    asks nobody: rows there are
+    python benchmarks/quality.py --data data --report DATA_ROWS --data data/general --report GENERAL_ROWS    both as one
 
 All modes answer a question one after the other, on the same engine, weights and machine. `rag-forced` and
 `gold-forced` are `rag` and `gold` without the way out "not in the documents"; they read what the mode before them
@@ -41,20 +42,39 @@ FORCED = reasoner.PLAIN.partition(" If ")[0]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=DATA, help="folder of a questions.jsonl and a collection/")
+    parser.add_argument("--data", type=Path, action="append", help="folder of a questions.jsonl and a collection/")
     parser.add_argument("--split", choices=("dev", "test"), default="test")
     parser.add_argument("--modes", default=",".join(ALL), help=f"of {', '.join(ALL)}")
     parser.add_argument("--limit", type=int, help="only the first N questions of each type")
-    parser.add_argument("--report", type=Path, help="rows of an earlier run to make figures of")
+    parser.add_argument("--report", type=Path, action="append", help="rows of an earlier run to make figures of")
     args = parser.parse_args()
-    asked = questions(args.split, args.limit, args.data / "questions.jsonl")
+    folders = args.data or [DATA]
+    asked = [questions(args.split, args.limit, folder / "questions.jsonl") for folder in folders]
+    if len(folders) != len(args.report or "1"):
+        parser.error("give one --data, or one for each --report")
     if args.report:
-        if not args.report.is_file():
-            parser.error(f"there is no file {args.report}; give rows that a run of this script appended")
-        figures = {"rows": str(args.report)} | figures_of(asked, evaluation.read_rows(args.report))
+        for path in args.report:
+            if not path.is_file():
+                parser.error(f"there is no file {path}; give rows that a run of this script appended")
+        rows = [evaluation.read_rows(path) for path in args.report]
+        figures = {"rows": [str(path) for path in args.report]} | figures_of(*as_one(folders, asked, rows))
     else:
-        figures = {"machine": machine(), **measured(asked, args.modes.split(","), args.split, args.data.resolve())}
+        figures = {"machine": machine(), **measured(asked[0], args.modes.split(","), args.split, folders[0].resolve())}
     print(json.dumps(figures, indent=2))
+
+
+def as_one(folders: list[Path], asked: list[list[dict]], rows: list[list[dict]]) -> tuple[list[dict], list[dict]]:
+    """Questions and rows of several collections as those of one, in the modes that all were asked in."""
+    shared = set.intersection(*({row["mode"] for row in of} for of in rows))
+
+    def named(of: list[list[dict]]) -> list[dict]:
+        return [
+            {**row, "id": f"{folder.name}/{row['id']}"}
+            for folder, part in zip(folders, of, strict=True)
+            for row in part
+        ]
+
+    return named(asked), [row for row in named(rows) if row["mode"] in shared]
 
 
 def questions(split: str, limit: int | None, path: Path = DATA / "questions.jsonl") -> list[dict]:
