@@ -3,7 +3,7 @@
     python benchmarks/quality.py                           the test questions of data/, all modes
     python benchmarks/quality.py --data data/general       those of another collection
     python benchmarks/quality.py --split dev --modes rag,agentic --limit 20
-    python benchmarks/quality.py --report benchmarks/published/quality-test-146.jsonl    asks nobody: rows there are
+    python benchmarks/quality.py --report benchmarks/published/quality-test-146.jsonl    figures of earlier rows
     python benchmarks/quality.py --data data --report DATA_ROWS --data data/general --report GENERAL_ROWS    both as one
 
 All modes answer a question one after the other, on the same engine, weights and machine. `rag-forced` and
@@ -50,7 +50,7 @@ def main() -> None:
     args = parser.parse_args()
     folders = args.data or [DATA]
     asked = [questions(args.split, args.limit, folder / "questions.jsonl") for folder in folders]
-    if len(folders) != len(args.report or "1"):
+    if len(folders) != (len(args.report) if args.report else 1):
         parser.error("give one --data, or one for each --report")
     if args.report:
         for path in args.report:

@@ -80,13 +80,14 @@ def ensure(profile: Profile, url: str) -> list[dict]:
     rows = []
     try:
         for role in ROLES:
-            name, text = profile.model_name(role), profile.modelfile(role).read_text(encoding="utf-8")
-            if any(row["name"] == name for row in rows) and profile.modelfile("primary") != profile.modelfile(role):
+            name, path = profile.model_name(role), profile.modelfile(role)
+            if any(row["name"] == name for row in rows) and path != profile.modelfile("primary"):
                 raise KitError(f"Two Modelfiles would make one model, {name}; give one of the files another name.")
+            text = path.read_text(encoding="utf-8")
             spec = parse_modelfile(text)
             known, now = made.get(name, {}), _state(client, name, text, spec["from"])
             if {key: known.get(key) for key in now} != now:
-                source = _create(client, profile, name, spec, profile.modelfile(role).parent)
+                source = _create(client, profile, name, spec, path.parent)
                 made[name] = _state(client, name, text, spec["from"]) | {"source": source}
                 replace_text(record, json.dumps(made, indent=1))
             rows.append({"role": role, "name": name, "num_ctx": spec["parameters"].get("num_ctx")})
